@@ -1,0 +1,133 @@
+"""Text files to a shuffled token stream, with the tokenizer trained on the same text.
+
+A data file holds documents separated by a line with only `<|endoftext|>`; `.xz` is read too.
+"""
+
+from __future__ import annotations
+
+import lzma
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from engine.errors import ConfigError
+
+END_OF_TEXT = "<|endoftext|>"
+_WORD = re.compile(r"[a-z']+")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """One file, how often its documents are repeated, and how easy they must be."""
+
+    path: Path
+    repeats: int = 1
+    min_easy_share: float = 0.0
+    """Keep documents in which this share of the words occurs twice or more in the first source."""
+
+    @classmethod
+    def parse(cls, text: str) -> DataSource:
+        """Read `FILE[:REPEATS[:MIN_EASY_SHARE]]`; raises `ConfigError` when it is malformed."""
+        parts = text.split(":")
+        try:
+            repeats = int(parts[1]) if len(parts) > 1 else 1
+            share = float(parts[2]) if len(parts) > 2 else 0.0
+        except ValueError:
+            raise ConfigError(f"data {text!r} is not FILE[:REPEATS[:MIN_EASY_SHARE]]") from None
+        if len(parts) > 3 or repeats < 1 or not 0.0 <= share <= 1.0:
+            raise ConfigError(f"data {text!r} is not FILE[:REPEATS[:MIN_EASY_SHARE]]")
+        return cls(Path(parts[0]), repeats, share)
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents of one data file, stripped, empty ones left out."""
+    try:
+        opener = lzma.open if path.suffix == ".xz" else open
+        with opener(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data file {path} cannot be read: {error}") from error
+    documents = (document.strip() for document in text.split(END_OF_TEXT))
+    return [document for document in documents if document]
+
+
+def easy_words(documents: Iterable[str]) -> frozenset[str]:
+    """Words that occur at least twice."""
+    counts = Counter(word for document in documents for word in _WORD.findall(document.lower()))
+    return frozenset(word for word, count in counts.items() if count >= 2)
+
+
+def easy_share(document: str, vocabulary: frozenset[str]) -> float:
+    """Share of a document's words that lie in `vocabulary`; 0 for a document without words."""
+    words = _WORD.findall(document.lower())
+    return sum(word in vocabulary for word in words) / len(words) if words else 0.0
+
+
+def load_sources(
+    sources: Sequence[DataSource], num_heldout: int, seed: int
+) -> tuple[list[str], list[str]]:
+    """(training documents in shuffled order with repeats, held-out documents).
+
+    The held-out documents come from the first source and are in no training document list.
+    """
+    rng = random.Random(seed)
+    first = read_documents(sources[0].path)
+    rng.shuffle(first)
+    if num_heldout >= len(first):
+        raise ConfigError(f"{sources[0].path} has only {len(first)} documents")
+    heldout, first = first[:num_heldout], first[num_heldout:]
+    vocabulary = easy_words(first)
+    training = first * sources[0].repeats
+    for source in sources[1:]:
+        documents = read_documents(source.path)
+        if source.min_easy_share > 0:
+            documents = [d for d in documents if easy_share(d, vocabulary) >= source.min_easy_share]
+        training += documents * source.repeats
+    rng.shuffle(training)
+    return training, heldout
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with GPT-2's pre-tokeniser; ids in merge order, end of text last."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ConfigError(f"too little text for a vocabulary of {vocab_size} tokens")
+    return tokenizer
+
+
+def encode_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> NDArray[np.uint16]:
+    """All documents as one token stream, each followed by the end-of-text token."""
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    if end is None:
+        raise ConfigError(f"the tokenizer has no {END_OF_TEXT}")
+    ids: list[int] = []
+    for start in range(0, len(documents), 1024):
+        for encoding in tokenizer.encode_batch(list(documents[start : start + 1024])):
+            ids += encoding.ids
+            ids.append(end)
+    return np.asarray(ids, dtype=np.uint16)
+
+
+def window_batch(
+    stream: NDArray[np.uint16], offset: int, batch_size: int, context: int
+) -> NDArray[np.int64]:
+    """`batch_size` × (`context` + 1) tokens from `offset` on; the stream wraps around."""
+    starts = offset + context * np.arange(batch_size)
+    index = (starts[:, None] + np.arange(context + 1)) % len(stream)
+    return stream[index].astype(np.int64)
