@@ -5,7 +5,6 @@ A data file holds documents separated by a line with only `<|endoftext|>`; `.xz`
 
 from __future__ import annotations
 
-import lzma
 import random
 import re
 from collections import Counter
@@ -17,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from engine.documents import END_OF_TEXT, read_documents
 from engine.errors import ConfigError
 
-END_OF_TEXT = "<|endoftext|>"
 _WORD = re.compile(r"[a-z']+")
 
 
@@ -44,18 +43,6 @@ class DataSource:
         if len(parts) > 3 or repeats < 1 or not 0.0 <= share <= 1.0:
             raise ConfigError(f"data {text!r} is not FILE[:REPEATS[:MIN_EASY_SHARE]]")
         return cls(Path(parts[0]), repeats, share)
-
-
-def read_documents(path: Path) -> list[str]:
-    """The documents of one data file, stripped, empty ones left out."""
-    try:
-        opener = lzma.open if path.suffix == ".xz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data file {path} cannot be read: {error}") from error
-    documents = (document.strip() for document in text.split(END_OF_TEXT))
-    return [document for document in documents if document]
 
 
 def easy_words(documents: Iterable[str]) -> frozenset[str]:

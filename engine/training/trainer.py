@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.checkpoint.names import published_name
+from engine.documents import END_OF_TEXT
 from engine.errors import ConfigError
 from engine.training.data import (
-    END_OF_TEXT,
     DataSource,
     encode_stream,
     load_sources,

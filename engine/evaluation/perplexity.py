@@ -1,0 +1,116 @@
+"""Shifted, causal perplexity of every exit, and how often it agrees with full depth.
+
+One pass over the text serves all exits: rows stop at each exit in turn, their residuals are
+saved as exit states, and the next sweep goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.protocol import Backend, Row, Sweep
+
+_BLOCK_SIZE = 16
+_ROWS = 128
+"""Rows per sweep: bounds the logits that exist at once."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class ExitTally:
+    """Sums of one exit over all scored tokens."""
+
+    num_tokens: int = 0
+    num_agreed: int = 0
+    negative_log_likelihood: float = 0.0
+    """In nats."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood per token."""
+        return math.exp(self.negative_log_likelihood / self.num_tokens)
+
+    @property
+    def agreement(self) -> float:
+        """Share of positions whose most likely token is that of the full depth."""
+        return self.num_agreed / self.num_tokens
+
+    def bits_per_byte(self, num_bytes: int) -> float:
+        """The same likelihood per byte of text, comparable between tokenizers."""
+        return self.negative_log_likelihood / math.log(2.0) / num_bytes
+
+
+def score_exits(
+    backend: Backend,
+    windows: Sequence[Sequence[int]],
+    exits: Sequence[int],
+    progress: Progress = lambda done, total: None,
+) -> dict[int, ExitTally]:
+    """Score every token of each window but its first, at each exit (full depth included).
+
+    Windows must fit the model's context. Allocates the backend's K/V anew.
+    """
+    depth = backend.config.num_layers
+    stops = sorted({*exits, depth})
+    longest = max(len(window) for window in windows)
+    num_blocks = -(-longest // _BLOCK_SIZE)
+    backend.allocate(num_blocks, _BLOCK_SIZE, _ROWS)
+    tallies = {stop: ExitTally() for stop in stops}
+    for done, window in enumerate(windows):
+        for start in range(0, len(window) - 1, _ROWS):
+            positions = range(start, min(start + _ROWS, len(window) - 1))
+            logits = dict(_logits_by_exit(backend, window, positions, stops, num_blocks))
+            targets = np.asarray(window[positions.start + 1 : positions.stop + 1])
+            best = logits[depth].argmax(axis=1)
+            for stop in stops:
+                _count(tallies[stop], logits[stop], targets, best)
+        progress(done + 1, len(windows))
+    return tallies
+
+
+def _logits_by_exit(
+    backend: Backend,
+    window: Sequence[int],
+    positions: range,
+    stops: Sequence[int],
+    num_blocks: int,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    table = {0: range(num_blocks)}
+    first = 0
+    for stop in stops:
+        rows = [
+            Row(
+                sequence=0,
+                position=position,
+                first=first,
+                last=stop,
+                token=window[position] if first == 0 else None,
+                source_state=None if first == 0 else slot,
+                target_state=slot,
+            )
+            for slot, position in enumerate(positions)
+        ]
+        residuals = backend.sweep(Sweep(rows, table))
+        yield stop, backend.head(residuals, range(len(rows)), [stop] * len(rows))
+        first = stop
+
+
+def _count(
+    tally: ExitTally,
+    logits_RV: NDArray[np.float32],
+    targets_R: NDArray[np.int64],
+    best_R: NDArray[np.int64],
+) -> None:
+    wide = logits_RV.astype(np.float64)
+    peak = wide.max(axis=1)
+    log_total = np.log(np.exp(wide - peak[:, None]).sum(axis=1)) + peak
+    chosen = wide[np.arange(len(targets_R)), targets_R]
+    tally.num_tokens += len(targets_R)
+    tally.num_agreed += int((logits_RV.argmax(axis=1) == best_R).sum())
+    tally.negative_log_likelihood += float((log_total - chosen).sum())

@@ -1,0 +1,148 @@
+"""`bitskip eval`: what each exit of a model is worth, as text model and as drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.build import LoadedModel, join_parts
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.evaluation.perplexity import Progress, score_exits
+from engine.llm import LLM
+from engine.types import DraftMethod, SamplingParams, SpeculativeParams
+
+_PROMPT_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class ExitScore:
+    """One exit's figures; the draft figures are None at full depth."""
+
+    exit_layer: int
+    perplexity: float
+    bits_per_byte: float
+    agreement: float
+    """Share of positions where its most likely token is the full model's."""
+    draft_acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    """Tokens per verified round, verification's own included."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """All exits, and what they were measured on."""
+
+    num_documents: int
+    num_tokens: int
+    num_bytes: int
+    num_generated_tokens: int
+    num_speculations: int
+    exits: tuple[ExitScore, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def default_exits(num_layers: int) -> tuple[int, ...]:
+    """A quarter, a half, three quarters and all of the layers."""
+    return tuple(sorted({max(1, num_layers * quarter // 4) for quarter in (1, 2, 3, 4)}))
+
+
+def evaluate(
+    model: LoadedModel,
+    documents: Sequence[str],
+    *,
+    exits: Sequence[int] = (),
+    num_speculations: int = 4,
+    num_prompts: int = 20,
+    num_new_tokens: int = 64,
+    progress: Progress = lambda done, total: None,
+) -> EvaluationReport:
+    """Perplexity and agreement over all documents, and measured greedy draft acceptance.
+
+    Each document is scored from an end-of-text token on, in windows of the trained context.
+    Acceptance is measured by the engine itself: it completes the beginnings of the first
+    `num_prompts` documents, with `num_speculations` drafts per round from each exit. Raises
+    `ConfigError` for exits that the model does not have.
+    """
+    depth = model.config.num_layers
+    for exit_layer in exits:
+        if not 1 <= exit_layer <= depth:
+            raise ConfigError(f"exit {exit_layer} does not lie in 1..{depth}")
+    chosen = tuple(sorted({*(exits or default_exits(depth)), depth}))
+    windows = _windows(model, documents)
+    tallies = score_exits(model.backend, windows, chosen, progress)
+    num_bytes = sum(len(document.encode()) for document in documents)
+    drafts = {
+        exit_layer: _measure_drafts(
+            model, documents[:num_prompts], exit_layer, num_speculations, num_new_tokens
+        )
+        for exit_layer in chosen
+        if exit_layer < depth
+    }
+    return EvaluationReport(
+        num_documents=len(documents),
+        num_tokens=tallies[depth].num_tokens,
+        num_bytes=num_bytes,
+        num_generated_tokens=sum(generated for _, _, generated in drafts.values()),
+        num_speculations=num_speculations,
+        exits=tuple(
+            ExitScore(
+                exit_layer=exit_layer,
+                perplexity=tallies[exit_layer].perplexity,
+                bits_per_byte=tallies[exit_layer].bits_per_byte(num_bytes),
+                agreement=tallies[exit_layer].agreement,
+                draft_acceptance_rate=drafts[exit_layer][0] if exit_layer in drafts else None,
+                mean_acceptance_length=drafts[exit_layer][1] if exit_layer in drafts else None,
+            )
+            for exit_layer in chosen
+        ),
+    )
+
+
+def _windows(model: LoadedModel, documents: Sequence[str]) -> list[list[int]]:
+    """Token windows; a document longer than the context goes on in the next window."""
+    context = model.config.max_position_embeddings
+    end = list(model.config.eos_token_ids[:1])
+    windows: list[list[int]] = []
+    for document in documents:
+        tokens = end + model.tokenizer.encode(document) + end
+        # Windows share one token, so that every token but the first is predicted once.
+        for start in range(0, len(tokens) - 1, context - 1):
+            windows.append(tokens[start : start + context])
+    return windows
+
+
+def _measure_drafts(
+    model: LoadedModel,
+    documents: Sequence[str],
+    exit_layer: int,
+    num_speculations: int,
+    num_new_tokens: int,
+) -> tuple[float, float, int]:
+    """(acceptance rate, mean acceptance length, tokens generated) of greedy drafts."""
+    prompts = [model.tokenizer.encode(document)[:_PROMPT_TOKENS] for document in documents]
+    params = SamplingParams(
+        max_tokens=num_new_tokens,
+        temperature=0.0,
+        speculative=SpeculativeParams(
+            method=DraftMethod.EARLY_EXIT,
+            exit_layer=exit_layer,
+            num_speculations=num_speculations,
+        ),
+    )
+    llm = LLM.from_parts(join_parts(model, EngineConfig()))
+    choices = [generation.choices[0] for generation in llm.generate(prompts, params)]
+    tallies = [choice.metrics.speculation for choice in choices if choice.metrics]
+    counted = [tally for tally in tallies if tally is not None]
+    num_drafts = sum(tally.num_drafts for tally in counted)
+    num_drafted = sum(tally.num_draft_tokens for tally in counted)
+    num_accepted = sum(tally.num_accepted_tokens for tally in counted)
+    return (
+        num_accepted / max(1, num_drafted),
+        1.0 + num_accepted / max(1, num_drafts),
+        sum(len(choice.tokens) for choice in choices),
+    )

@@ -1,0 +1,232 @@
+"""One round on a backend: draft passes, one sweep for everybody, acceptance.
+
+A position is *shallow* when its residual at the draft exit was saved by a draft pass. The final
+sweep starts shallow positions from that residual and all others from their token. That single
+rule makes decode rows, prompt chunks, verification, n-gram drafts and the last draft's bonus row
+one case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.protocol import Backend, Residuals, Row, Sweep
+from engine.metrics import PassStats, Phase
+from engine.request import Request
+from engine.sampling.acceptance import sources
+from engine.sampling.logprobs import token_logprobs
+from engine.sampling.sampler import sample
+from engine.scheduler.plan import Work
+from engine.types import TokenLogprobs, TokenSource
+
+_HEAD_ROWS = 64
+"""Rows whose full logits exist at once while prompts are scored: bounds the memory."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a round brought for one choice: tokens in order, not yet delivered."""
+
+    work: Work
+    tokens: list[int] = field(default_factory=list)
+    sources: tuple[TokenSource, ...] = ()
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_drafts: int = 0
+    draft_exit_layer: int = 0
+    """Depth of the drafts; 0 for n-grams."""
+
+
+class RoundRunner:
+    """Runs the rounds that a scheduler plans."""
+
+    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+        self._backend = backend
+        self._clock = clock
+
+    def run(self, plan: Sequence[Work]) -> tuple[list[Verdict], list[PassStats]]:
+        """Draft, sweep and judge; raises whatever the backend raises."""
+        tables = {index: work.request.blocks for index, work in enumerate(plan)}
+        passes = self._draft(plan, tables)
+        verdicts, last_pass = self._verify(plan, tables)
+        return verdicts, [*passes, last_pass]
+
+    # --- drafting ----------------------------------------------------------------------------
+
+    def _draft(self, plan: Sequence[Work], tables: dict[int, list[int]]) -> list[PassStats]:
+        passes: list[PassStats] = []
+        active: list[int] = []
+        for index, work in enumerate(plan):
+            if work.num_drafts and work.request.ngrams is not None:
+                for token in work.request.ngrams.propose(work.num_drafts):
+                    work.request.add_draft(token)
+            elif work.num_drafts:
+                active.append(index)
+        while active:
+            started = self._clock()
+            rows = [self._draft_row(index, plan[index].request) for index in active]
+            residuals = self._backend.sweep(Sweep(rows, tables))
+            logits = self._backend.draft_head(
+                residuals, range(len(rows)), [row.last for row in rows]
+            )
+            still_active = [
+                index
+                for index, row_logits in zip(active, logits, strict=True)
+                if self._extend_draft(plan[index], row_logits)
+            ]
+            deepest = max(row.last for row in rows)
+            passes.append(PassStats("draft", deepest, len(rows), self._clock() - started))
+            active = still_active
+        return passes
+
+    def _draft_row(self, index: int, request: Request) -> Row:
+        """The next position through the first layers, its residual saved for verification."""
+        depth = request.policy.exit_layer
+        assert depth is not None
+        position = request.num_shallow
+        row = Row(
+            sequence=index,
+            position=position,
+            first=0,
+            last=depth,
+            token=request.token_at(position),
+            target_state=request.exit_state(position),
+        )
+        request.mark_shallow(depth)
+        return row
+
+    def _extend_draft(self, work: Work, logits: NDArray[np.float32]) -> bool:
+        """Draft one token from a pass's logits; whether the sequence drafts on."""
+        request = work.request
+        token = sample(
+            logits,
+            request.sampling,
+            request.num_known + len(request.drafts),
+            request.drafts,
+            self._backend.draft_ids,
+        )
+        if token is None:
+            return False
+        request.add_draft(token)
+        return len(request.drafts) < work.num_drafts and not request.ends_with(token)
+
+    # --- the sweep for everybody -------------------------------------------------------------
+
+    def _verify(
+        self, plan: Sequence[Work], tables: dict[int, list[int]]
+    ) -> tuple[list[Verdict], PassStats]:
+        started = self._clock()
+        rows: list[Row] = []
+        first_rows: list[int] = []
+        for index, work in enumerate(plan):
+            first_rows.append(len(rows))
+            request = work.request
+            end = request.num_full + work.num_rows + len(request.drafts)
+            rows += [
+                self._full_row(index, request, position)
+                for position in range(request.num_full, end)
+            ]
+        residuals = self._backend.sweep(Sweep(rows, tables))
+        verdicts = self._judge(plan, rows, first_rows, residuals)
+        for work in plan:
+            work.request.mark_full(work.num_rows + len(work.request.drafts))
+        deepest = max(row.last for row in rows)
+        stats = PassStats(_phase(plan), deepest, len(rows), self._clock() - started)
+        return verdicts, stats
+
+    def _full_row(self, index: int, request: Request, position: int) -> Row:
+        if position < request.num_shallow:
+            return Row(
+                sequence=index,
+                position=position,
+                first=request.draft_exit_layer,
+                last=request.exit_layer,
+                token=None,
+                source_state=request.exit_state(position),
+            )
+        token = request.token_at(position)
+        return Row(index, position, first=0, last=request.exit_layer, token=token)
+
+    def _judge(
+        self,
+        plan: Sequence[Work],
+        rows: Sequence[Row],
+        first_rows: Sequence[int],
+        residuals: Residuals,
+    ) -> list[Verdict]:
+        """Full-head logits where a token or a prompt's score is due, and what they say."""
+        wanted: list[int] = []
+        first_logits: list[int] = []
+        for work, first in zip(plan, first_rows, strict=True):
+            first_logits.append(len(wanted))
+            if work.reaches_end:
+                last_known = first + work.num_rows - 1
+                wanted += range(last_known, last_known + 1 + len(work.request.drafts))
+            if work.request.wants_prompt_logprobs:
+                self._score_prompt(work, first, rows, residuals)
+        logits = self._backend.head(residuals, wanted, [rows[row].last for row in wanted])
+        return [
+            self._accept(work, logits[first:]) if work.reaches_end else Verdict(work)
+            for work, first in zip(plan, first_logits, strict=True)
+        ]
+
+    def _accept(self, work: Work, logits: NDArray[np.float32]) -> Verdict:
+        """Sample the target's tokens, one past the drafts that it agrees with.
+
+        Row i of `logits` speaks for the position after i drafts.
+        """
+        request = work.request
+        verdict = Verdict(
+            work, num_drafts=len(request.drafts), draft_exit_layer=request.draft_exit_layer
+        )
+        for num_accepted in range(len(request.drafts) + 1):
+            token = sample(
+                logits[num_accepted],
+                request.sampling,
+                request.num_known + num_accepted,
+                request.drafts[:num_accepted],
+            )
+            assert token is not None, "the full vocabulary always has an answer"
+            verdict.tokens.append(token)
+            if request.params.logprobs is not None:
+                verdict.logprobs.append(
+                    token_logprobs(logits[num_accepted], token, request.params.logprobs)
+                )
+            if num_accepted < len(request.drafts) and token != request.drafts[num_accepted]:
+                break
+        verdict.sources = sources(len(request.drafts), len(verdict.tokens) - 1)
+        return verdict
+
+    def _score_prompt(
+        self, work: Work, first: int, rows: Sequence[Row], residuals: Residuals
+    ) -> None:
+        """Append the logprobs of the prompt tokens that this chunk's positions predict."""
+        request = work.request
+        scores = request.prompt_logprobs
+        assert scores is not None and request.params.prompt_logprobs is not None
+        # After a preemption the chunk may begin before the positions that are still to score.
+        start = max(len(scores) - 1, request.num_full)
+        end = min(request.num_full + work.num_rows, request.num_prompt - 1)
+        for chunk in range(start, end, _HEAD_ROWS):
+            positions = range(chunk, min(chunk + _HEAD_ROWS, end))
+            picked = [first + position - request.num_full for position in positions]
+            logits = self._backend.head(residuals, picked, [rows[row].last for row in picked])
+            for position, row_logits in zip(positions, logits, strict=True):
+                scores.append(
+                    token_logprobs(
+                        row_logits, request.tokens[position + 1], request.params.prompt_logprobs
+                    )
+                )
+
+
+def _phase(plan: Sequence[Work]) -> Phase:
+    kinds: set[Phase] = set()
+    for work in plan:
+        if work.is_prefill:
+            kinds.add("prefill")
+        else:
+            kinds.add("verify" if work.request.drafts else "decode")
+    return kinds.pop() if len(kinds) == 1 else "mixed"

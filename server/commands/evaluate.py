@@ -1,0 +1,86 @@
+"""`bitskip eval`: the table of a model's exits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from engine.config import EngineConfig
+
+
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Argument(help="Checkpoint directory; the bundled demo by default.")
+    ] = None,
+    data: Annotated[
+        Path, typer.Option(help="Text file (.xz too), documents separated by <|endoftext|> lines.")
+    ] = ...,
+    exits: Annotated[
+        str, typer.Option(help="Exit layers, as in 3,6,9; by default the quarters of the depth.")
+    ] = "",
+    num_speculations: Annotated[
+        int, typer.Option(min=1, max=16, help="Drafts per round when acceptance is measured.")
+    ] = 4,
+    num_prompts: Annotated[
+        int, typer.Option(min=1, help="Documents whose beginnings are completed for that.")
+    ] = 20,
+    max_documents: Annotated[
+        int | None, typer.Option(min=1, help="Score only so many documents.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    backend: Annotated[str, typer.Option(help="auto, or a backend's name.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the backend.")] = None,
+) -> None:
+    """Perplexity, agreement with full depth and draft acceptance, by exit layer."""
+    from engine.build import demo_model_path, load_model
+    from engine.documents import read_documents
+    from engine.evaluation.report import evaluate as run
+
+    try:
+        chosen = [int(part) for part in exits.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{exits!r} is not a list like 3,6,9", param_hint="--exits"
+        ) from None
+    documents = read_documents(data)[:max_documents]
+    loaded = load_model(model or demo_model_path(), EngineConfig(), backend, threads)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring documents", total=len(documents))
+        report = run(
+            loaded,
+            documents,
+            exits=chosen,
+            num_speculations=num_speculations,
+            num_prompts=num_prompts,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps(report.to_dict()))
+        return
+    table = Table(
+        title=f"{report.num_tokens:,} tokens of {report.num_documents} documents; "
+        f"acceptance over {report.num_generated_tokens:,} greedy tokens, "
+        f"{report.num_speculations} drafts per round"
+    )
+    for column in (
+        "exit", "perplexity", "bits/byte", "agreement", "draft acceptance", "tokens/round",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for score in report.exits:
+        drafted = score.draft_acceptance_rate is not None
+        table.add_row(
+            str(score.exit_layer),
+            f"{score.perplexity:.2f}",
+            f"{score.bits_per_byte:.3f}",
+            f"{score.agreement:.1%}",
+            f"{score.draft_acceptance_rate:.1%}" if drafted else "",
+            f"{score.mean_acceptance_length:.2f}" if drafted else "",
+        )
+    console.print(table)
