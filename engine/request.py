@@ -25,7 +25,6 @@ from engine.types import (
     SpeculationMetrics,
     TokenLogprobs,
     TokenOutput,
-    TokenSource,
 )
 
 

@@ -148,16 +148,16 @@ class Scheduler:
     def _try_admit(self, request: Request, now_s: float) -> bool:
         max_cached = 0 if request.wants_prompt_logprobs else request.num_known - 1
         match = self._cache.match(request.tokens, request.exit_layer, max_cached)
+        num_new = self._cache.num_blocks_for(request.num_known + 1) - len(match.blocks)
+        # One spare block for each running choice: admitting into the last blocks would only
+        # have somebody preempted in the next round.
+        if self._running and self._cache.num_free - num_new < len(self._running):
+            return False
         blocks = self._cache.admit(match, request.num_known + 1)
         if blocks is None:
             return False
-        # One spare block for each running choice: admitting into the last block would only
-        # have somebody preempted in the next round.
-        if self._running and self._cache.num_free < len(self._running):
-            self._cache.free(blocks)
-            return False
         slot = self._free_slots.pop()
-        request.admit(blocks, self._cache.start_commits(match), match.num_tokens, slot, now_s)
+        request.admit(blocks, self._cache.commit_state(match), match.num_tokens, slot, now_s)
         self._running.append(request)
         return True
 
