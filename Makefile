@@ -1,0 +1,59 @@
+# Everything works on a fresh machine that has GNU make and Python 3.11 or newer: each target
+# first makes what it needs. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+CONSTRAINTS := .ci/constraints.txt
+SOURCES := $(wildcard engine server clients tests)
+
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	-c $(CONSTRAINTS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install serve test check format clean
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=\"...\"        more arguments for bitskip serve or pytest"
+	@echo "  PYTHON=python3.12 the interpreter that .venv is made with"
+	@echo "  TORCH_INDEX=URL   a further package index to take torch from at the first install,"
+	@echo "                    such as https://download.pytorch.org/whl/cpu: on Linux, PyPI's"
+	@echo "                    own torch brings several gigabytes of CUDA with it"
+
+install: $(VENV)/.installed ## make .venv with what the server needs
+
+serve: $(VENV)/.installed ## start the server on port 8000
+	@$(VENV)/bin/bitskip serve $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## check format, lint and types
+	@$(VENV)/bin/ruff format --check $(SOURCES)
+	@$(VENV)/bin/ruff check $(SOURCES)
+	@$(VENV)/bin/pyright
+
+format: $(VENV)/.installed-dev ## format the code and apply the linter's safe fixes
+	@$(VENV)/bin/ruff check --fix-only $(SOURCES)
+	@$(VENV)/bin/ruff format $(SOURCES)
+
+clean: ## remove .venv, build outputs and caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Dated by the files that say what to install, so a second run has nothing to do. A .venv whose
+# making was cut short has no pip and is made anew.
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"bitskip-server needs Python 3.11 or newer; name one with PYTHON=...")'
+	@test -x $(VENV)/bin/pip || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing the server and what it needs into $(VENV): minutes, the first time"
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools for tests and checks"
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
