@@ -18,9 +18,8 @@ help: ## list the targets
 	@echo
 	@echo "  ARGS=\"...\"        more arguments for bitskip serve or pytest"
 	@echo "  PYTHON=python3.12 the interpreter that .venv is made with"
-	@echo "  TORCH_INDEX=URL   a further package index to take torch from at the first install,"
-	@echo "                    such as https://download.pytorch.org/whl/cpu: on Linux, PyPI's"
-	@echo "                    own torch brings several gigabytes of CUDA with it"
+	@echo "  TORCH_INDEX=URL   a further package index to take torch from at the first install:"
+	@echo "                    the usual one's Linux build brings gigabytes of CUDA with it"
 
 install: $(VENV)/.installed ## make .venv with what the server needs
 
