@@ -1,0 +1,24 @@
+"""The commands of `bitskip`, one module each, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from engine.errors import BitSkipError
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """End the command with one line and exit code 1 on an error that its user can mend."""
+    try:
+        yield
+    except (BitSkipError, OSError) as error:
+        message = f"{type(error).__name__}: {error}" if not str(error) else str(error)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"error: {message}", style="bold red", markup=False
+        )
+        raise typer.Exit(1) from None

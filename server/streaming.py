@@ -1,0 +1,118 @@
+"""Server-sent events: frames, pings, and what happens when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from sse_starlette import EventSourceResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from server.completions import Completion
+from server.errors import describe, kind_of
+from server.wire import encode_json
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+
+def frame(value: object) -> bytes:
+    """One event: `data:`, the JSON on one line, an empty line; LF only."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+async def completion_frames(completion: Completion) -> AsyncGenerator[bytes, None]:
+    """The events of a stream: chunks, an error if it failed, usage if asked for, `[DONE]`."""
+    try:
+        async with aclosing(completion.events()) as chunks:
+            async for chunk in chunks:
+                yield frame(chunk)
+    except Exception as error:
+        if not kind_of(error).is_public:
+            logger.exception("request %s failed while streaming", completion.id)
+        yield frame(describe(error))
+    options = completion.request.stream_options
+    if options is not None and options.include_usage:
+        yield frame({**completion.envelope(), "usage": completion.usage.to_dict()})
+    yield DONE
+
+
+async def with_pings(
+    frames: AsyncGenerator[bytes, None], interval_s: float
+) -> AsyncGenerator[bytes, None]:
+    """`frames`, and a comment after every `interval_s` in which none came.
+
+    Proxies close connections that are silent for long; a comment is invisible to clients.
+    """
+    waiting: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            waiting = asyncio.ensure_future(_next(frames))
+            while not (await asyncio.wait({waiting}, timeout=interval_s))[0]:
+                yield PING
+            try:
+                item = waiting.result()
+            except StopAsyncIteration:
+                return
+            waiting = None
+            yield item
+    finally:
+        if waiting is None:
+            await frames.aclose()
+        else:
+            waiting.cancel()
+
+
+async def _next(frames: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(frames)
+
+
+class EventStream(EventSourceResponse):
+    """A stream of ready-made frames; `on_close` runs once it is over, however it ends.
+
+    `EventSourceResponse` stops reading when the client leaves. Its own pings go out every so
+    often even beside traffic, so they are off.
+    """
+
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], on_close: Callable[[], None], ping_s: float
+    ) -> None:
+        super().__init__(with_pings(frames, ping_s), sep="\n", ping=0)
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_close()
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; cancels it and raises `ClientDisconnect` if the client leaves first.
+
+    The request's body must have been read before.
+    """
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(wait_for_disconnect())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        watching.cancel()
