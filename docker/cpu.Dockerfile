@@ -8,8 +8,8 @@ ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS builder
 
-# Where torch's CPU build comes from. Empty: from the default index, whose own build is CUDA's.
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+# A further package index that offers torch's CPU build; the default index has the CUDA one.
+ARG TORCH_INDEX_URL
 
 WORKDIR /src
 RUN python -m venv /opt/bitskip
