@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from server.commands.evaluate import evaluate
 from server.commands.pack import pack
 from server.commands.serve import serve
+from server.commands.train import train
 from server.version import package_version
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(pack)
+app.command()(train)
+app.command("eval")(evaluate)
 
 
 def _show_version(wanted: bool) -> None:

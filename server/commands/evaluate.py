@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from engine.config import EngineConfig
+from server.commands import clean_errors
 
 
 def evaluate(
@@ -48,18 +49,19 @@ def evaluate(
         raise typer.BadParameter(
             f"{exits!r} is not a list like 3,6,9", param_hint="--exits"
         ) from None
-    documents = read_documents(data)[:max_documents]
-    loaded = load_model(model or demo_model_path(), EngineConfig(), backend, threads)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("scoring documents", total=len(documents))
-        report = run(
-            loaded,
-            documents,
-            exits=chosen,
-            num_speculations=num_speculations,
-            num_prompts=num_prompts,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with clean_errors():
+        documents = read_documents(data)[:max_documents]
+        loaded = load_model(model or demo_model_path(), EngineConfig(), backend, threads)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("scoring documents", total=len(documents))
+            report = run(
+                loaded,
+                documents,
+                exits=chosen,
+                num_speculations=num_speculations,
+                num_prompts=num_prompts,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
     console = Console()
     if as_json:
         console.print_json(json.dumps(report.to_dict()))

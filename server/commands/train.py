@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from engine.config import ModelConfig
+from server.commands import clean_errors
 
 
 def train(
@@ -70,34 +71,35 @@ def train(
         ) from None
     if exit_schedule not in ("all", "rotating"):
         raise typer.BadParameter("must be all or rotating", param_hint="--exit-schedule")
-    config = TrainingConfig(
-        model=ModelConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            intermediate_size=feed_forward,
-            max_position_embeddings=context,
-            eos_token_ids=(vocabulary - 1,),
-        ),
-        batch_tokens=batch_tokens,
-        short_context=short_context,
-        short_fraction=short_fraction,
-        learning_rate=learning_rate,
-        warmup_steps=warmup,
-        clip_norm=clip,
-        exit_loss_weight=exit_loss_weight,
-        exit_schedule="all" if exit_schedule == "all" else "rotating",
-        trained_exits=trained_exits,
-        layer_dropout_sum=layer_dropout,
-        seed=seed,
-        max_steps=steps,
-        max_minutes=minutes,
-        compile=compile,
-    )
-    sources = [DataSource.parse(text) for text in data or []]
-    prepare_data(out, sources, vocabulary, heldout, seed)
-    run(config, out)
+    with clean_errors():
+        config = TrainingConfig(
+            model=ModelConfig(
+                vocab_size=vocabulary,
+                hidden_size=hidden,
+                num_layers=layers,
+                num_heads=heads,
+                num_kv_heads=kv_heads,
+                head_dim=head_dim,
+                intermediate_size=feed_forward,
+                max_position_embeddings=context,
+                eos_token_ids=(vocabulary - 1,),
+            ),
+            batch_tokens=batch_tokens,
+            short_context=short_context,
+            short_fraction=short_fraction,
+            learning_rate=learning_rate,
+            warmup_steps=warmup,
+            clip_norm=clip,
+            exit_loss_weight=exit_loss_weight,
+            exit_schedule="all" if exit_schedule == "all" else "rotating",
+            trained_exits=trained_exits,
+            layer_dropout_sum=layer_dropout,
+            seed=seed,
+            max_steps=steps,
+            max_minutes=minutes,
+            compile=compile,
+        )
+        sources = [DataSource.parse(text) for text in data or []]
+        prepare_data(out, sources, vocabulary, heldout, seed)
+        run(config, out)
     typer.echo(f"model written to {out / 'model'}; next: bitskip pack {out / 'model'} OUT")
