@@ -100,14 +100,14 @@ def test_no_filter_keeps_everything() -> None:
     assert kept(np.zeros(5, dtype=np.float32), SamplingParams(top_k=5)) is None
 
 
-def test_thresholds_are_not_rounded_to_float32() -> None:
-    """A neighbouring float32 below the threshold goes, although both round to the same."""
-    scores = np.random.default_rng(4).normal(scale=3.0, size=30_000).astype(np.float32)
-    threshold = float(scores.max()) + 1.7 * math.log(0.01)
-    edge = np.float32(threshold)
-    scores[::1000] = np.nextafter(edge, np.float32(-math.inf))
-    scores[1::1000] = edge
-    scores[2::1000] = np.nextafter(edge, np.float32(math.inf))
-    slots = kept(scores, SamplingParams(min_p=0.01, temperature=1.7))
+@pytest.mark.parametrize("temperature", [0.9, 1.1, 1.3, 1.7])
+def test_thresholds_are_not_rounded_to_float32(temperature: float) -> None:
+    scores = np.random.default_rng(4).normal(scale=3.0, size=3000).astype(np.float32)
+    threshold = float(scores.max()) + temperature * math.log(0.01)
+    nearest = np.float32(threshold)
+    scores[::100] = nearest
+    scores[1::100] = np.nextafter(nearest, np.float32(-math.inf))
+    scores[2::100] = np.nextafter(nearest, np.float32(math.inf))
+    slots = kept(scores, SamplingParams(min_p=0.01, temperature=temperature))
     assert slots is not None
     assert slots.tolist() == [i for i, z in enumerate(scores.tolist()) if z >= threshold]
