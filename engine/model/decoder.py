@@ -73,7 +73,7 @@ class Decoder:
         config, layer = self.config, self.weights.layers[index]
         num_rotated = config.num_heads + config.num_kv_heads
         qkv = layer.qkv(layer.attention_norm(hidden_ND))
-        heads_NHC = qkv.view(len(hidden_ND), -1, config.head_dim)
+        heads_NHC = qkv.unflatten(1, (-1, config.head_dim))
         rotated_NHC = rotate(heads_NHC[:, :num_rotated], rows.cos_N1C, rows.sin_N1C)
         keys_NGC, values_NGC = rotated_NHC[:, config.num_heads :], heads_NHC[:, num_rotated:]
         keys_SGC.index_copy_(0, rows.slots_N, keys_NGC.to(keys_SGC.dtype))

@@ -52,7 +52,7 @@ def rowwise(function: Callable[[Tensor], Tensor], x_N: Tensor) -> Tensor:
     Each row is copied first: a view's alignment would vary with the row's index.
     """
     with single_threaded():
-        if len(x_N) == 1:
+        if x_N.shape[0] == 1:
             return function(x_N[0].clone()).unsqueeze(0)
         return torch.stack([function(row.clone()) for row in x_N.unbind()])
 
