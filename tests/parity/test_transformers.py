@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.float_oracle import assert_same_model
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
-from support.oracle import assert_same_model
 from support.sequences import sequence_logits
 from torch import Tensor, nn
 

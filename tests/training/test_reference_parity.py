@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.float_oracle import assert_same_model
 from support.memory_checkpoint import MemoryCheckpoint, MemoryTernary, tiny_config
-from support.oracle import assert_same_model
 from support.sequences import sequence_logits
 
 from engine.backends.reference import ReferenceBackend
