@@ -1,0 +1,100 @@
+"""A checkpoint's tensors, arranged for the reference decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LM_HEAD, norm_names
+from engine.config import ModelConfig
+from engine.model.ops import RMSNorm, TernaryMatrix
+
+
+class TernaryTensor(Protocol):
+    """One ternary linear: `scale` × `trits`."""
+
+    @property
+    def trits(self) -> NDArray[np.int8]:
+        """outputs × inputs, each −1, 0 or +1."""
+        ...
+
+    @property
+    def scale(self) -> np.float32: ...
+
+
+class WeightSource(Protocol):
+    """What the decoder asks of a checkpoint; a loaded one satisfies it, and so can tests."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def linear(self, layer: int, linear: str, /) -> TernaryTensor:
+        """One of a layer's ternary linears, by its name in `names.LINEARS`."""
+        ...
+
+    def tensor(self, name: str, /) -> NDArray[np.floating]:
+        """A float tensor by its canonical name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer; linears that share an input are fused, which is exact."""
+
+    attention_norm: RMSNorm
+    qkv: TernaryMatrix
+    output: TernaryMatrix
+    feed_forward_norm: RMSNorm
+    gate_up: TernaryMatrix
+    down: TernaryMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """The whole model on one device."""
+
+    embedding_VD: torch.Tensor
+    layers: tuple[LayerWeights, ...]
+    final_norm: RMSNorm
+    head_VD: torch.Tensor
+    """The embedding itself where the model ties them."""
+
+
+def load_weights(checkpoint: WeightSource, device: torch.device) -> DecoderWeights:
+    """Copy a checkpoint to `device`; matrices are held as float32."""
+    config = checkpoint.config
+
+    def floats(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(checkpoint.tensor(name), dtype=np.float32)).to(device)
+
+    def fused(layer: int, *linears: str) -> TernaryMatrix:
+        parts = [checkpoint.linear(layer, linear) for linear in linears]
+        return TernaryMatrix.fuse(
+            [part.trits for part in parts], [part.scale for part in parts], device
+        )
+
+    def norm(name: str) -> RMSNorm:
+        return RMSNorm(floats(name), config.rms_norm_eps)
+
+    def layer_weights(layer: int) -> LayerWeights:
+        attention_norm, feed_forward_norm = norm_names(layer)
+        return LayerWeights(
+            attention_norm=norm(attention_norm),
+            qkv=fused(layer, "q_proj", "k_proj", "v_proj"),
+            output=fused(layer, "o_proj"),
+            feed_forward_norm=norm(feed_forward_norm),
+            gate_up=fused(layer, "gate_proj", "up_proj"),
+            down=fused(layer, "down_proj"),
+        )
+
+    embedding_VD = floats(EMBEDDING)
+    return DecoderWeights(
+        embedding_VD=embedding_VD,
+        layers=tuple(layer_weights(layer) for layer in range(config.num_layers)),
+        final_norm=norm(FINAL_NORM),
+        head_VD=embedding_VD if config.tie_word_embeddings else floats(LM_HEAD),
+    )

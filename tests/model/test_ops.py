@@ -1,0 +1,151 @@
+"""The decoder's arithmetic on single numbers and rows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.model.ops import (
+    RMSNorm,
+    TernaryMatrix,
+    quantise,
+    rotary_tables,
+    rotate,
+    rowwise,
+    silu,
+    single_threaded,
+)
+
+CPU = torch.device("cpu")
+
+
+def quantised(values: list[float]) -> tuple[list[float], float]:
+    q, peak = quantise(torch.tensor([values]))
+    return q[0].tolist(), peak.item()
+
+
+def test_quantise_of_a_zero_row_is_zero():
+    assert quantised([0.0, -0.0, 0.0]) == ([0.0, 0.0, 0.0], np.float32(1e-6))
+
+
+def test_quantise_takes_the_smallest_peak_for_tiny_rows():
+    q, peak = quantised([1e-7, -5e-7])
+    assert peak == np.float32(1e-6)
+    assert q == [13.0, -64.0]  # 12.7 and −63.5 (as float32: x·127/a is a tie), to even
+
+
+def test_quantise_rounds_ties_to_even():
+    # With the peak at 127, x·127/a is x itself.
+    ties = [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 63.5, 126.5]
+    q, peak = quantised([127.0, *ties])
+    assert peak == 127.0
+    assert q == [127.0, 0.0, 2.0, 2.0, -0.0, -2.0, -2.0, 64.0, 126.0]
+
+
+def test_quantise_keeps_huge_values_in_range():
+    largest = float(np.finfo(np.float32).max)
+    q, peak = quantised([largest, -largest, largest / 1000, 1.0])
+    assert peak == largest
+    # x·127 overflows to infinity, which the clamp brings back.
+    assert q == [127.0, -127.0, 127.0 / 1000 // 1, 0.0]
+
+
+def test_quantise_rounds_each_step_in_float32():
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((200, 33)) * 10.0 ** rng.integers(-8, 8, (200, 1))).astype(np.float32)
+    peak = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-6))
+    expected = np.clip(np.rint((x * np.float32(127)) / peak), -127, 127)
+    q, actual_peak = quantise(torch.from_numpy(x))
+    np.testing.assert_array_equal(q.numpy(), expected)
+    np.testing.assert_array_equal(actual_peak.numpy(), peak)
+
+
+def test_ternary_matrix_follows_the_formula_to_the_bit():
+    rng = np.random.default_rng(1)
+    trits = [rng.integers(-1, 2, (count, 37)).astype(np.int8) for count in (5, 3, 8)]
+    scales = [np.float32(value) for value in (0.0371, 1.3, 0.11)]
+    x = rng.standard_normal((11, 37)).astype(np.float32)
+    actual = TernaryMatrix.fuse(trits, scales, CPU)(torch.from_numpy(x)).numpy()
+
+    peak = np.abs(x).max(axis=1, keepdims=True)
+    q = np.rint((x * np.float32(127)) / peak).astype(np.int64)
+    parts = [
+        (q @ matrix.T.astype(np.int64)).astype(np.float32) * ((peak / np.float32(127)) * scale)
+        for matrix, scale in zip(trits, scales, strict=True)
+    ]
+    np.testing.assert_array_equal(actual, np.concatenate(parts, axis=1))
+    assert actual.dtype == np.float32
+
+
+def test_ternary_matrix_never_gives_a_negative_zero():
+    matrix = TernaryMatrix.fuse([np.array([[1, -1], [0, 0]], np.int8)], [np.float32(1)], CPU)
+    outputs = matrix(torch.tensor([[-1.0, -1.0], [-0.0, 0.0]]))
+    assert not outputs.signbit().any()
+
+
+def test_rms_norm_and_silu_against_float64():
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal((9, 40)) * 7).astype(np.float32)
+    gain = rng.uniform(0.5, 2, 40).astype(np.float32)
+    exact = x.astype(np.float64)
+    normed = exact / np.sqrt((exact**2).mean(axis=1, keepdims=True) + 1e-5) * gain
+    actual = RMSNorm(torch.from_numpy(gain), 1e-5)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(actual, normed, rtol=1e-6)
+    np.testing.assert_allclose(
+        silu(torch.from_numpy(x)).numpy(), exact / (1 + np.exp(-exact)), rtol=1e-5, atol=1e-10
+    )
+
+
+def test_rms_norm_of_a_zero_row_is_zero():
+    assert RMSNorm(torch.ones(4), 1e-6)(torch.zeros(1, 4)).tolist() == [[0.0] * 4]
+
+
+def test_rotation_turns_pairs_by_position_times_frequency():
+    head_dim, theta, position = 6, 100.0, 5
+    cos, sin = rotary_tables(8, head_dim, theta, CPU)
+    x = torch.arange(1.0, 7.0)
+    turned = rotate(x, cos[position], sin[position])
+    for pair in range(3):
+        angle = position * theta ** (-2 * pair / head_dim)
+        low, high = x[pair].item(), x[pair + 3].item()
+        expected_low = low * math.cos(angle) - high * math.sin(angle)
+        expected_high = high * math.cos(angle) + low * math.sin(angle)
+        assert turned[pair].item() == pytest.approx(expected_low, abs=1e-6)
+        assert turned[pair + 3].item() == pytest.approx(expected_high, abs=1e-6)
+
+
+def test_rotation_at_position_zero_changes_nothing():
+    cos, sin = rotary_tables(1, 8, 10_000.0, CPU)
+    x = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rotate(x, cos[0], sin[0]), x)
+
+
+def test_rowwise_runs_on_one_thread_and_on_copies():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen: list[int] = []
+        x = torch.ones(3, 2)
+
+        def scribble(row: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return row.mul_(2.0)
+
+        assert rowwise(scribble, x).tolist() == [[2.0, 2.0]] * 3
+        assert x.tolist() == [[1.0, 1.0]] * 3
+        assert seen == [1, 1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_single_threaded_restores_the_thread_count_after_an_error():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError), single_threaded():
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
