@@ -7,7 +7,7 @@ the server's modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from engine.config import EngineConfig, ModelConfig
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 class OutputStream(Protocol):
     """The outputs of one submitted prompt; ends after every choice has finished."""
 
-    def __aiter__(self) -> OutputStream: ...
+    def __aiter__(self) -> AsyncIterator[ChoiceOutput]: ...
 
     async def __anext__(self) -> ChoiceOutput: ...
 

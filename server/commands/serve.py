@@ -76,7 +76,7 @@ def serve(
 ) -> None:
     """Serve MODEL over OpenAI-style endpoints; without MODEL, the bundled demo."""
     # The parameters above only declare the options: each is a setting of the same name.
-    given = {name: value for name, value in context.params.items() if value not in (None, [])}
+    given = {name: value for name, value in context.params.items() if value not in (None, [], ())}
     with clean_errors():
         settings = load_settings(**given)
         _configure_logging(settings.log_level)
