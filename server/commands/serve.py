@@ -98,7 +98,6 @@ def _run(settings: ServerSettings) -> int:
     # Bound before the model is loaded: a port that is taken should not cost that wait.
     with bind(settings.host, settings.port) as bound:
         from engine.build import build_engine, demo_model_path
-
         from server.app import create_app
 
         path = Path(settings.model) if settings.model else demo_model_path()

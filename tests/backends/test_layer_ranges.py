@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.memory_checkpoint import MemoryCheckpoint, tiny_config
-from support.sequences import assert_same_bits, sequence_logits, token_rows
 
 from engine.backends.protocol import Row, Sweep
 from engine.backends.reference import ReferenceBackend
+from support.memory_checkpoint import MemoryCheckpoint, tiny_config
+from support.sequences import assert_same_bits, sequence_logits, token_rows
 
 CONFIG = tiny_config()
 DEPTH = CONFIG.num_layers

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.memory_checkpoint import MemoryCheckpoint, tiny_config
-from support.sequences import assert_same_bits, sequence_logits, token_rows
 
 from engine.backends.protocol import Backend, Row, Sweep
 from engine.backends.reference import ReferenceBackend
 from engine.errors import ConfigError
+from support.memory_checkpoint import MemoryCheckpoint, tiny_config
+from support.sequences import assert_same_bits, sequence_logits, token_rows
 
 CONFIG = tiny_config(num_layers=3)
 TOKENS = np.random.default_rng(6).integers(0, CONFIG.vocab_size, 20).tolist()

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from support.memory_checkpoint import MemoryCheckpoint, tiny_config
-from support.sequences import assert_same_bits, token_rows
 
 from engine.backends.protocol import Row, Sweep
 from engine.backends.reference import ReferenceBackend
 from engine.config import ModelConfig
+from support.memory_checkpoint import MemoryCheckpoint, tiny_config
+from support.sequences import assert_same_bits, token_rows
 
 SHAPES = {
     "even": tiny_config(num_layers=3, vocab_size=97),

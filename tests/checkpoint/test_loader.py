@@ -8,17 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.checkpoints import (
-    Dtype,
-    RawTensor,
-    random_tensors,
-    raw_tensor,
-    read_safetensors,
-    stored_values,
-    tiny_config,
-    write_checkpoint,
-    write_safetensors,
-)
 
 from engine.checkpoint.loader import load_checkpoint
 from engine.checkpoint.names import (
@@ -34,6 +23,17 @@ from engine.checkpoint.names import (
 from engine.checkpoint.ternary import ternarise
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
+from support.checkpoints import (
+    Dtype,
+    RawTensor,
+    random_tensors,
+    raw_tensor,
+    read_safetensors,
+    stored_values,
+    tiny_config,
+    write_checkpoint,
+    write_safetensors,
+)
 
 DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16")
 

@@ -9,14 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
-from support.checkpoints import (
-    Dtype,
-    raw_tensor,
-    read_safetensors,
-    tiny_config,
-    write_checkpoint,
-    write_safetensors,
-)
 
 from engine.checkpoint.loader import Checkpoint, PackedCheckpoint, load_checkpoint
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, is_linear
@@ -25,6 +17,14 @@ from engine.checkpoint.tensor_file import CHUNK_BYTES
 from engine.checkpoint.ternary import pack_trits
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
+from support.checkpoints import (
+    Dtype,
+    raw_tensor,
+    read_safetensors,
+    tiny_config,
+    write_checkpoint,
+    write_safetensors,
+)
 
 DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16")
 WEIGHTS = "model.safetensors"

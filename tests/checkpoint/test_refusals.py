@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from engine.checkpoint.loader import load_checkpoint
+from engine.errors import CheckpointError
 from support.checkpoints import (
     RawTensor,
     raw_tensor,
@@ -16,9 +19,6 @@ from support.checkpoints import (
     write_checkpoint,
     write_safetensors,
 )
-
-from engine.checkpoint.loader import load_checkpoint
-from engine.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checkpoints import Dtype, stored_values
 
 from engine.checkpoint.ternary import (
     measure_scale,
@@ -19,6 +18,7 @@ from engine.checkpoint.ternary import (
     unpack_trits,
 )
 from engine.errors import CheckpointError
+from support.checkpoints import Dtype, stored_values
 
 DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16")
 

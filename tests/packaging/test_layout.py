@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from support.imports import Import, imports_below, is_within
 
 ROOT = Path(__file__).resolve().parents[2]

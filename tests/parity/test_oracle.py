@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.float_oracle import assert_same_model, oracle_logits
-from support.memory_checkpoint import MemoryCheckpoint, tiny_config
-from support.sequences import assert_same_bits, sequence_logits
 
 from engine.backends.reference import ReferenceBackend
 from engine.config import ModelConfig
+from support.float_oracle import assert_same_model, oracle_logits
+from support.memory_checkpoint import MemoryCheckpoint, tiny_config
+from support.sequences import assert_same_bits, sequence_logits
 
 MODELS = {
     "plain": tiny_config(),

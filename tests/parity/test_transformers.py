@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.float_oracle import assert_same_model
-from support.memory_checkpoint import MemoryCheckpoint, tiny_config
-from support.sequences import sequence_logits
 from torch import Tensor, nn
 
 from engine.backends.reference import ReferenceBackend
 from engine.checkpoint.names import LINEARS, linear_name
+from support.float_oracle import assert_same_model
+from support.memory_checkpoint import MemoryCheckpoint, tiny_config
+from support.sequences import sequence_logits
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from support.memory_checkpoint import MemoryCheckpoint
 
 Vector = NDArray[np.float64]

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.float_oracle import assert_same_model
-from support.memory_checkpoint import MemoryCheckpoint, MemoryTernary, tiny_config
-from support.sequences import sequence_logits
 
 from engine.backends.reference import ReferenceBackend
 from engine.checkpoint.names import LINEARS, is_linear, linear_name
 from engine.training.modules import TrainableDecoder, ternarise
+from support.float_oracle import assert_same_model
+from support.memory_checkpoint import MemoryCheckpoint, MemoryTernary, tiny_config
+from support.sequences import sequence_logits
 
 
 def served(model: TrainableDecoder) -> MemoryCheckpoint:
