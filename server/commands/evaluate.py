@@ -16,12 +16,12 @@ from server.commands import clean_errors
 
 
 def evaluate(
+    data: Annotated[
+        Path, typer.Option(help="Text file (.xz too), documents separated by <|endoftext|> lines.")
+    ],
     model: Annotated[
         Path | None, typer.Argument(help="Checkpoint directory; the bundled demo by default.")
     ] = None,
-    data: Annotated[
-        Path, typer.Option(help="Text file (.xz too), documents separated by <|endoftext|> lines.")
-    ] = ...,
     exits: Annotated[
         str, typer.Option(help="Exit layers, as in 3,6,9; by default the quarters of the depth.")
     ] = "",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.support.live_server import LiveServer, live_server
+from support.live_server import LiveServer, live_server
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.support.fake_async_engine import DEFAULT_TEXT, EOS, FakeAsyncEngine
-from tests.support.live_server import LiveServer, live_server
-from tests.support.sse import joined_text, parse_events
+from support.fake_async_engine import DEFAULT_TEXT, EOS, FakeAsyncEngine
+from support.live_server import LiveServer, live_server
+from support.sse import joined_text, parse_events
 
 NUM_TOKENS = len(DEFAULT_TEXT.encode()) + 1  # EOS included
 

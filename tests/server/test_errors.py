@@ -13,9 +13,9 @@ import engine.errors
 import server.errors
 from engine.errors import EngineDeadError, EngineDrainingError
 from server.errors import ERROR_KINDS, INTERNAL_MESSAGE, describe
-from tests.support.fake_async_engine import FakeAsyncEngine
-from tests.support.live_server import live_server, wait_until
-from tests.support.sse import parse_events
+from support.fake_async_engine import FakeAsyncEngine
+from support.live_server import live_server, wait_until
+from support.sse import parse_events
 
 
 def error_classes() -> list[type[Exception]]:

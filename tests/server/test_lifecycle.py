@@ -17,9 +17,9 @@ import pytest
 from engine.errors import ConfigError
 from server.lifecycle import bind
 from server.settings import ServerSettings
-from tests.support.fake_async_engine import DEFAULT_TEXT, FakeAsyncEngine
-from tests.support.live_server import LiveServer, live_server, wait_until
-from tests.support.sse import joined_text, parse_events
+from support.fake_async_engine import DEFAULT_TEXT, FakeAsyncEngine
+from support.live_server import LiveServer, live_server, wait_until
+from support.sse import joined_text, parse_events
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -169,7 +169,7 @@ from engine.errors import CheckpointError
 from server.app import create_app
 from server.lifecycle import Lifecycle, bind
 from server.settings import ServerSettings
-from tests.support.fake_async_engine import FakeAsyncEngine
+from support.fake_async_engine import FakeAsyncEngine
 
 engine = FakeAsyncEngine(start_error=CheckpointError("broken"))
 settings = ServerSettings()
@@ -191,7 +191,7 @@ from prometheus_client import CollectorRegistry
 from server.app import create_app
 from server.lifecycle import Lifecycle, address_of, bind
 from server.settings import ServerSettings
-from tests.support.fake_async_engine import FakeAsyncEngine
+from support.fake_async_engine import FakeAsyncEngine
 
 engine = FakeAsyncEngine(hold_after=1)
 settings = ServerSettings(shutdown_timeout=float(sys.argv[1]))

@@ -19,7 +19,7 @@ from server.context import suggested_exit_layers
 from server.errors import unavailable
 from server.settings import ServerSettings, load_settings
 from server.version import package_version
-from tests.support.fake_async_engine import FakeAsyncEngine
+from support.fake_async_engine import FakeAsyncEngine
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -22,7 +22,7 @@ from server.protocol import (
     parse_request,
     unknown_fields,
 )
-from tests.support.live_server import LiveServer
+from support.live_server import LiveServer
 
 EVERY_FIELD: dict[str, Any] = {
     "model": "tiny",

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from server.app import create_app
 from server.lifecycle import Lifecycle, address_of, bind
 from server.settings import ServerSettings
-from tests.support.fake_async_engine import FakeAsyncEngine
+from support.fake_async_engine import FakeAsyncEngine
 
 T = TypeVar("T")
 
