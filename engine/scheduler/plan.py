@@ -19,16 +19,15 @@ class Work:
     request: Request
     num_rows: int
     num_drafts: int = 0
+    is_prefill: bool = field(init=False)
+    """Whether more than the last token was to be read: a prompt, or a preempted text."""
+    reaches_end: bool = field(init=False)
+    """Whether the last known position is among the rows."""
 
-    @property
-    def is_prefill(self) -> bool:
-        """Whether more than the last token is to be read: a prompt, or a preempted text."""
-        return self.request.num_pending > 1
-
-    @property
-    def reaches_end(self) -> bool:
-        """Whether the last known position is among the rows."""
-        return self.num_rows == self.request.num_pending
+    def __post_init__(self) -> None:
+        # Decided now: the round itself moves the counters that say so.
+        object.__setattr__(self, "is_prefill", self.request.num_pending > 1)
+        object.__setattr__(self, "reaches_end", self.num_rows == self.request.num_pending)
 
 
 @dataclass(slots=True)
