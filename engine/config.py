@@ -7,15 +7,25 @@ Both classes are resolved once, validated on construction, and never changed aft
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from engine.errors import CheckpointError, ConfigError
 
 MAX_SPECULATIONS = 16
 """The longest draft that a request may ask for (the exit-state scratch is sized by it)."""
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    """JSON's true and false are integers to Python, but not to us."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive_number(value: object) -> TypeGuard[float]:
+    return (isinstance(value, float) or _is_integer(value)) and 0.0 < value <= sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class ModelConfig:
             "max_position_embeddings",
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _is_integer(value) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
@@ -69,9 +79,17 @@ class ModelConfig:
                 f"activation_bits {self.activation_bits} is not supported: only the 8-bit v1 "
                 "variant can be run"
             )
+        for name in ("rope_theta", "rms_norm_eps"):
+            value = getattr(self, name)
+            if not _is_positive_number(value):
+                raise ConfigError(f"{name} must be a positive number, not {value!r}")
         for token_id in self.eos_token_ids:
+            if not _is_integer(token_id):
+                raise ConfigError(f"eos_token_id must be an integer, not {token_id!r}")
             if not 0 <= token_id < self.vocab_size:
                 raise ConfigError(f"eos_token_id {token_id} lies outside the vocabulary")
+        if self.bos_token_id is not None and not _is_integer(self.bos_token_id):
+            raise ConfigError(f"bos_token_id must be an integer, not {self.bos_token_id!r}")
         widest = max(self.hidden_size, self.intermediate_size, self.num_heads * self.head_dim)
         if 127 * widest >= 1 << 24:
             raise ConfigError(f"a width of {widest} is too large for exact float32 sums")
@@ -94,10 +112,29 @@ class ModelConfig:
         version cannot run (Hadamard, 4-bit, rope scaling), so that none is served wrongly.
         """
 
-        def need(name: str) -> Any:
-            if raw.get(name) is None:
+        def value_of(name: str, default: Any = None) -> Any:
+            value = raw.get(name)
+            if value is None and default is None:
                 raise ConfigError(f"config.json lacks {name}")
-            return raw[name]
+            return default if value is None else value
+
+        def size(name: str, default: int | None = None) -> int:
+            value = value_of(name, default)
+            if not _is_integer(value) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+            return value
+
+        def number(name: str, default: float) -> float:
+            value = value_of(name, default)
+            if not _is_positive_number(value):
+                raise ConfigError(f"{name} must be a positive number, not {value!r}")
+            return float(value)
+
+        def flag(name: str, default: bool) -> bool:
+            value = value_of(name, default)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} must be true or false, not {value!r}")
+            return value
 
         model_type = str(raw.get("model_type", "bitskip_v1_earlyexit"))
         if not model_type.startswith("bitskip_v1"):
@@ -108,27 +145,29 @@ class ModelConfig:
             raise ConfigError("hadamard models are not supported: only the v1 variant can be run")
         if raw.get("rope_scaling"):
             raise ConfigError("rope_scaling is not supported")
-        rope = raw.get("rope_parameters") or {}
-        hidden, heads = need("hidden_size"), need("num_attention_heads")
+        rope = value_of("rope_parameters", {})
+        if not isinstance(rope, Mapping):
+            raise ConfigError(f"rope_parameters must be an object, not {rope!r}")
+        hidden, heads = size("hidden_size"), size("num_attention_heads")
         eos = raw.get("eos_token_id")
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         weights = raw.get("weights", "latent")
         if weights not in ("latent", "ternary"):
             raise ConfigError(f"weights must be 'latent' or 'ternary', not {weights!r}")
         return cls(
-            vocab_size=need("vocab_size"),
+            vocab_size=size("vocab_size"),
             hidden_size=hidden,
-            num_layers=need("num_hidden_layers"),
+            num_layers=size("num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or hidden // heads,
-            intermediate_size=need("intermediate_size"),
-            max_position_embeddings=raw.get("max_position_embeddings") or 512,
-            rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
-            rms_norm_eps=float(raw.get("rms_norm_eps") or 1e-6),
-            exit_norm=bool(raw.get("exit_norm", True)),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            activation_bits=raw.get("activation_bits") or 8,
+            num_kv_heads=size("num_key_value_heads", heads),
+            head_dim=size("head_dim", hidden // heads),
+            intermediate_size=size("intermediate_size"),
+            max_position_embeddings=size("max_position_embeddings", 512),
+            rope_theta=number("rope_theta", rope.get("rope_theta") or 10_000.0),
+            rms_norm_eps=number("rms_norm_eps", 1e-6),
+            exit_norm=flag("exit_norm", True),
+            tie_word_embeddings=flag("tie_word_embeddings", False),
+            activation_bits=size("activation_bits", 8),
             weights=weights,
             eos_token_ids=eos_ids,
             bos_token_id=raw.get("bos_token_id"),
