@@ -144,9 +144,14 @@ class AsyncEngine:
         self._listeners.append(listener)
 
     async def start(self) -> None:
-        """Start the engine thread; outputs go to the running event loop."""
+        """Start the engine thread; outputs go to the running event loop.
+
+        Does nothing once the engine has been told to drain: it was shut down while loading.
+        """
         if self._thread is not None:
             raise RuntimeError("an engine is started once")
+        if self._status is not EngineStatus.LOADING:
+            return
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._status = EngineStatus.READY
@@ -172,7 +177,7 @@ class AsyncEngine:
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests and wait for the others; the rest end with `shutting_down`."""
-        if self._status is EngineStatus.READY:
+        if self._status is not EngineStatus.DEAD:
             self._status = EngineStatus.DRAINING
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
