@@ -258,7 +258,7 @@ class ChoiceOutput:
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the choice; None for EOS and length."""
     metrics: ChoiceMetrics | None = None
-    """Set exactly when `finish_reason` is."""
+    """Set with every finish reason but a crash's: a dead engine has nothing left to measure."""
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     """In a choice's first output, when asked for; the first entry is None."""
     error: str | None = None
