@@ -105,7 +105,8 @@ class AsyncEngine:
         self._close_backend = close_backend
         self._inbox = _Inbox()
         self._streams: dict[str, OutputStream] = {}
-        self._num_open: dict[str, int] = {}
+        self._open: dict[str, set[int]] = {}
+        """Request → the choices that have not ended."""
         self._listeners: list[Callable[[StepStats], None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -170,7 +171,7 @@ class AsyncEngine:
         requests = self._intake.make_requests(request_id, prompt_token_ids, params)
         stream = OutputStream(request_id, len(requests), self._abort)
         self._streams[request_id] = stream
-        self._num_open[request_id] = len(requests)
+        self._open[request_id] = {request.index for request in requests}
         self._idle.clear()
         self._inbox.put(lambda core: core.add(requests))
         return stream
@@ -223,9 +224,9 @@ class AsyncEngine:
         stream.put(output)
         if output.finish_reason is None:
             return
-        self._num_open[output.request_id] -= 1
-        if self._num_open[output.request_id] == 0:
-            del self._streams[output.request_id], self._num_open[output.request_id]
+        self._open[output.request_id].discard(output.index)
+        if not self._open[output.request_id]:
+            del self._streams[output.request_id], self._open[output.request_id]
             if not self._streams:
                 self._idle.set()
 
@@ -233,7 +234,7 @@ class AsyncEngine:
         """Answer everybody: no step will come any more."""
         self._status = EngineStatus.DEAD
         for request_id, stream in list(self._streams.items()):
-            for index in range(self._num_open[request_id]):
+            for index in sorted(self._open[request_id]):
                 stream.put(
                     ChoiceOutput(
                         request_id=request_id,
@@ -245,7 +246,7 @@ class AsyncEngine:
                     )
                 )
         self._streams.clear()
-        self._num_open.clear()
+        self._open.clear()
         self._idle.set()
 
     # --- on the engine thread ----------------------------------------------------------------
