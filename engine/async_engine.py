@@ -255,8 +255,7 @@ class AsyncEngine:
         assert self._loop is not None
         try:
             while not self._stopping:
-                for command in self._inbox.take(wait=not self._core.has_work):
-                    command(self._core)
+                self._obey(wait=not self._core.has_work)
                 if self._core.has_work:
                     self._loop.call_soon_threadsafe(self._deliver, self._core.step())
         except Exception:
@@ -264,3 +263,8 @@ class AsyncEngine:
             # A loop that is already closed has nobody left to tell.
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._die)
+
+    def _obey(self, wait: bool) -> None:
+        # In a frame of its own: an idle thread would keep the last command's requests alive.
+        for command in self._inbox.take(wait):
+            command(self._core)
