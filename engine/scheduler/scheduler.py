@@ -95,7 +95,7 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            while not self._cache.grow(request.blocks, request.num_known + 1):
+            while not self._cache.grow(request.blocks, self._num_reserved(request)):
                 victim = self._running.pop()
                 self._preempt(victim)
                 plan.num_preempted += 1
@@ -103,6 +103,10 @@ class Scheduler:
                     break
             else:
                 index += 1
+
+    def _num_reserved(self, request: Request) -> int:
+        """One position more than are known; a prompt as long as the context gets none."""
+        return min(request.num_known + 1, self._max_model_len)
 
     def _reserve_drafts(self, request: Request) -> int:
         policy = request.policy
@@ -148,12 +152,13 @@ class Scheduler:
     def _try_admit(self, request: Request, now_s: float) -> bool:
         max_cached = 0 if request.wants_prompt_logprobs else request.num_known - 1
         match = self._cache.match(request.tokens, request.exit_layer, max_cached)
-        num_new = self._cache.num_blocks_for(request.num_known + 1) - len(match.blocks)
+        num_reserved = self._num_reserved(request)
+        num_new = self._cache.num_blocks_for(num_reserved) - len(match.blocks)
         # One spare block for each running choice: admitting into the last blocks would only
         # have somebody preempted in the next round.
         if self._running and self._cache.num_free - num_new < len(self._running):
             return False
-        blocks = self._cache.admit(match, request.num_known + 1)
+        blocks = self._cache.admit(match, num_reserved)
         if blocks is None:
             return False
         slot = self._free_slots.pop()
