@@ -76,10 +76,11 @@ class Core:
             for verdict in verdicts:
                 self._apply(verdict, result)
         for request in list(self.scheduler.requests()):
+            if request.slot is not None:
+                # Those that have ended too: their last blocks may serve others.
+                self.scheduler.settle(request)
             if request.finish_reason is not None:
                 self.scheduler.remove(request)
-            elif request.slot is not None:
-                self.scheduler.settle(request)
         self._count_gauges(result.stats)
         return result
 
