@@ -67,8 +67,11 @@ class Core:
     def step(self) -> StepResult:
         """Run one round and apply it."""
         result, self._ended = self._ended, StepResult()
+        queries, hits = self.cache.num_queried_tokens, self.cache.num_hit_tokens
         plan = self.scheduler.plan(self._clock())
         self._count_plan(plan, result.stats)
+        result.stats.num_prefix_queries = self.cache.num_queried_tokens - queries
+        result.stats.num_prefix_hits = self.cache.num_hit_tokens - hits
         if plan.work:
             verdicts, passes = self._rounds.run(plan.work)
             self._learn(plan.work, passes[-1])
@@ -182,10 +185,8 @@ class Core:
     def _count_plan(self, plan: RoundPlan, stats: StepStats) -> None:
         stats.num_preemptions += plan.num_preempted
         for request in plan.admitted:
-            if request.num_generated == 0:
+            if request.num_evictions == 0:
                 stats.num_prompt_tokens += request.num_prompt
-            stats.num_prefix_queries += request.num_known
-            stats.num_prefix_hits += request.num_full
 
     @staticmethod
     def _count_draft(verdict: Verdict, delivered: int, stats: StepStats) -> None:

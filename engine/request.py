@@ -128,6 +128,7 @@ class Request:
 
         self.times = RequestTimes(arrival_s)
         self.num_cached_tokens = 0
+        self.num_evictions = 0
         self.tally = SpeculationTally()
         self.unreleased: list[TokenOutput] = []
         """Tokens whose text is still held back, without their text."""
@@ -199,6 +200,7 @@ class Request:
         """RUNNING → WAITING, everything computed forgotten. The caller has freed the blocks."""
         assert self.status is RequestStatus.RUNNING
         self.status = RequestStatus.WAITING
+        self.num_evictions += 1
         self._forget()
 
     def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
