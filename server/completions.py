@@ -83,12 +83,19 @@ def completion_params(request: CompletionRequest) -> SamplingParams:
     )
 
 
+def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    try:
+        return tokenizer.encode(prompt)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"prompt: {error}", param="prompt") from error
+
+
 def _prepare_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, vocab_size: int, echo: bool
 ) -> list[EchoedPrompt]:
     prepared = []
     for prompt in prompts:
-        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = _encode(prompt, tokenizer) if isinstance(prompt, str) else prompt
         if not token_ids:
             raise InvalidRequestError("prompt must not be empty", param="prompt")
         if not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
@@ -106,7 +113,8 @@ async def prepare_prompts(
 ) -> list[EchoedPrompt]:
     """Prompts as token ids, with their text if it is to be echoed; long ones in a thread.
 
-    Raises `InvalidRequestError` for an empty prompt and for ids outside the vocabulary.
+    Raises `InvalidRequestError` for an empty prompt, for text that is no Unicode and for ids
+    outside the vocabulary.
     """
     if sum(map(len, prompts)) <= INLINE_PROMPT_SIZE:
         return _prepare_prompts(prompts, tokenizer, vocab_size, echo)

@@ -277,7 +277,7 @@ def validate(model: type[M], raw: Mapping[str, Any], prefix: str = "") -> M:
         if first["type"] == "missing":
             message = f"{'.'.join(parts)} is required"
         else:
-            message = f"{'.'.join(parts)}: {first['msg']}"
+            message = f"{'.'.join(parts) or 'The body'}: {first['msg']}"
         raise InvalidRequestError(message, param=".".join(names) or None) from None
 
 

@@ -84,9 +84,29 @@ def serve(
     raise typer.Exit(code)
 
 
+UNBOUNDED_WIDTH = 500
+"""Columns for tables that go to a file, where a wrapped path cannot be copied."""
+PROBES = ("/health", "/ping", "/metrics")
+"""What monitors ask every few seconds; an answer of 200 is not worth a line."""
+
+
 def _configure_logging(level: str) -> None:
-    handler = RichHandler(console=Console(stderr=True), show_path=False)
-    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler], force=True)
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler, line = RichHandler(console=console, show_path=False), "%(message)s"
+    else:
+        # One line per message, for files and for tools that collect logs.
+        handler, line = logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level.upper(), format=line, handlers=[handler], force=True)
+    logging.getLogger("uvicorn.access").addFilter(_is_worth_a_line)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Leave answered probes out; uvicorn logs (client, method, path, HTTP version, status)."""
+    if not isinstance(record.args, tuple) or len(record.args) != 5:
+        return True
+    _, _, path, _, status = record.args
+    return path not in PROBES or status != 200
 
 
 def _run(settings: ServerSettings) -> int:
@@ -107,7 +127,10 @@ def _run(settings: ServerSettings) -> int:
         app = create_app(engine, settings, CollectorRegistry())
 
         def announce() -> None:
-            Console(stderr=True).print(summary(engine, path, address_of(bound)))
+            console = Console(stderr=True)
+            if not console.is_terminal:
+                console.width = UNBOUNDED_WIDTH
+            console.print(summary(engine, path, address_of(bound)))
 
         return Lifecycle(engine, app, settings, bound).run(on_ready=announce)
 
@@ -119,7 +142,7 @@ def summary(engine: Engine, path: Path, address: str) -> Table:
     model, config = engine.model_config, engine.config
     exits = ", ".join(map(str, suggested_exit_layers(model.num_layers)))
     drafts = f"drafts at layer {config.draft_exit_layer}" if config.speculative else "no drafts"
-    table = Table(box=None, show_header=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("model", str(path))
     table.add_row("variant", f"{model.variant}, {model.num_layers} layers of {model.hidden_size}")
     table.add_row("backend", engine.backend_name)

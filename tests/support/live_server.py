@@ -23,9 +23,9 @@ PATIENCE_S = 20.0
 """How long anything may take that should happen at once; only failing tests wait so long."""
 
 
-def wait_until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
     """Wait for something that must become true; raises `AssertionError` if it does not."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)

@@ -1,0 +1,23 @@
+"""One served model for all tests that only talk to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.served_process import ServedProcess, serving, write_packed_model
+
+
+@pytest.fixture(scope="session")
+def packed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny packed checkpoint; leave it as it is."""
+    return write_packed_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def served(packed_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProcess]:
+    """`bitskip serve` of `packed_model`; leave it as it is."""
+    with serving(packed_model, tmp_path_factory.mktemp("logs") / "served.log") as running:
+        yield running
