@@ -47,7 +47,7 @@ def assert_running_content(core: Core, probe: Probe) -> None:
             size = core.cache.block_size
             actual = probe.kv(request.blocks, size, request.num_full, depth)
             expected, _ = probe.fresh(tokens, depth)
-            np.testing.assert_array_equal(actual, expected, err_msg=request.request_id)
+            assert np.array_equal(actual, expected), f"K/V of {request.request_id} differs"
 
 
 def assert_indexed_content(core: Core, probe: Probe) -> None:
@@ -56,7 +56,7 @@ def assert_indexed_content(core: Core, probe: Probe) -> None:
         tokens, size = _prefix(entry), core.cache.block_size
         actual = probe.kv([block], size, size, entry.depth)
         expected, _ = probe.fresh(tokens, entry.depth)
-        np.testing.assert_array_equal(actual, expected[:, -size:], err_msg=f"block {block}")
+        assert np.array_equal(actual, expected[:, -size:]), f"indexed block {block} differs"
 
 
 def _prefix(entry: Entry) -> list[int]:
@@ -105,7 +105,8 @@ class StateChecker:
             request = self._owner(sweep.block_tables, row.sequence)
             tokens = [request.token_at(position) for position in range(row.position + 1)]
             _, expected = self.probe.fresh(tokens, row.first)
-            np.testing.assert_array_equal(self.probe.state(row.source_state), expected)
+            actual = self.probe.state(row.source_state)
+            assert np.array_equal(actual, expected), f"the saved state differs: {row}"
             self.num_checked += 1
         return self.backend.sweep(sweep)
 

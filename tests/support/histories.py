@@ -20,9 +20,9 @@ class History:
     parts: EngineParts
     rng: random.Random
     num_requests: int
-    max_prompt: int = 30
-    max_new: int = 16
-    abort_rate: float = 0.03
+    max_prompt: int = 24
+    max_new: int = 24
+    abort_rate: float = 0.04
     """Chance of an abort before each step."""
     ledger: Ledger = field(default_factory=Ledger)
     events: Counter[str] = field(default_factory=Counter)
@@ -51,17 +51,19 @@ class History:
             assert self.ledger.reason(*key) is not None, f"{key} never ended"
 
     def _add(self) -> None:
-        rng = self.rng
         request_id = f"r{len(self.choices)}"
         params = self._params()
         self.parts.core.add(self.parts.intake.make_requests(request_id, self._prompt(), params))
         self.choices[request_id] = params.n
 
     def _prompt(self) -> list[int]:
-        """Beginnings come from three texts, so that prefixes are shared; the rest is new."""
+        """Beginnings come from three texts, so that prefixes are shared; the rest is new.
+
+        The texts repeat themselves, for n-grams to find.
+        """
         rng = self.rng
         vocab = self.parts.intake.model.vocab_size
-        text = random.Random(rng.randrange(3)).choices(range(1, vocab), k=self.max_prompt)
+        text = random.Random(rng.randrange(3)).choices(range(1, 9), k=self.max_prompt)
         num_shared = rng.randrange(self.max_prompt)
         num_own = rng.randint(1, 4)
         return text[:num_shared] + rng.choices(range(1, vocab), k=num_own)
@@ -78,7 +80,7 @@ class History:
         elif kind == "early exit" and depth > 1:
             method, draft = DraftMethod.EARLY_EXIT, rng.randint(1, depth - 1)
         return SamplingParams(
-            max_tokens=rng.choice((0, 1, *range(2, self.max_new + 1))),
+            max_tokens=rng.choice((0, 1, *range(4, self.max_new + 1))),
             temperature=rng.choice((0.0, 0.7, 1.0)),
             seed=rng.randrange(1000),
             n=rng.choice((1, 1, 1, 2, 3)),
@@ -93,13 +95,16 @@ class History:
         )
 
     def _abort(self) -> None:
-        """Abort a request at random; it may have ended already."""
-        if self.choices:
-            request_id = self.rng.choice(list(self.choices)[-6:])
-            for request in self.parts.core.scheduler.requests():
-                if request.request_id == request_id:
-                    self.events[f"aborted while {_stage(request)}"] += 1
-            self.parts.core.abort(request_id)
+        """Abort a request at random; now and then one that has ended."""
+        alive = list(self.parts.core.scheduler.requests())
+        if alive and self.rng.random() < 0.9:
+            request_id = self.rng.choice(alive).request_id
+        else:
+            request_id = self.rng.choice(["unknown", *self.choices])
+        for request in alive:
+            if request.request_id == request_id:
+                self.events[f"aborted while {_stage(request)}"] += 1
+        self.parts.core.abort(request_id)
 
     def _count(self, result: StepResult) -> None:
         stats = result.stats
