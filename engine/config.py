@@ -70,6 +70,8 @@ class ModelConfig:
                 "variant can be run"
             )
         for token_id in self.eos_token_ids:
+            if not isinstance(token_id, int) or isinstance(token_id, bool):
+                raise ConfigError(f"eos_token_id must be an integer, not {token_id!r}")
             if not 0 <= token_id < self.vocab_size:
                 raise ConfigError(f"eos_token_id {token_id} lies outside the vocabulary")
         widest = max(self.hidden_size, self.intermediate_size, self.num_heads * self.head_dim)
@@ -99,6 +101,17 @@ class ModelConfig:
                 raise ConfigError(f"config.json lacks {name}")
             return raw[name]
 
+        def number(name: str, value: Any) -> float:
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError(f"{name} must be a number, not {value!r}")
+            return float(value)
+
+        def count(name: str) -> int:
+            value = need(name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+            return value
+
         model_type = str(raw.get("model_type", "bitskip_v1_earlyexit"))
         if not model_type.startswith("bitskip_v1"):
             raise ConfigError(
@@ -109,23 +122,27 @@ class ModelConfig:
         if raw.get("rope_scaling"):
             raise ConfigError("rope_scaling is not supported")
         rope = raw.get("rope_parameters") or {}
-        hidden, heads = need("hidden_size"), need("num_attention_heads")
+        if not isinstance(rope, dict):
+            raise ConfigError(f"rope_parameters must be an object, not {rope!r}")
+        hidden, heads = count("hidden_size"), count("num_attention_heads")
         eos = raw.get("eos_token_id")
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         weights = raw.get("weights", "latent")
         if weights not in ("latent", "ternary"):
             raise ConfigError(f"weights must be 'latent' or 'ternary', not {weights!r}")
         return cls(
-            vocab_size=need("vocab_size"),
+            vocab_size=count("vocab_size"),
             hidden_size=hidden,
-            num_layers=need("num_hidden_layers"),
+            num_layers=count("num_hidden_layers"),
             num_heads=heads,
             num_kv_heads=raw.get("num_key_value_heads") or heads,
             head_dim=raw.get("head_dim") or hidden // heads,
-            intermediate_size=need("intermediate_size"),
+            intermediate_size=count("intermediate_size"),
             max_position_embeddings=raw.get("max_position_embeddings") or 512,
-            rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
-            rms_norm_eps=float(raw.get("rms_norm_eps") or 1e-6),
+            rope_theta=number(
+                "rope_theta", raw.get("rope_theta") or rope.get("rope_theta") or 10_000.0
+            ),
+            rms_norm_eps=number("rms_norm_eps", raw.get("rms_norm_eps") or 1e-6),
             exit_norm=bool(raw.get("exit_norm", True)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             activation_bits=raw.get("activation_bits") or 8,
@@ -137,6 +154,8 @@ class ModelConfig:
     @classmethod
     def from_directory(cls, path: Path) -> ModelConfig:
         """Read `path/config.json`. Raises `CheckpointError` when it is absent or broken."""
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such directory")
         file = path / "config.json"
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
@@ -215,15 +234,19 @@ class EngineConfig:
         if not 1 <= self.ngram_min <= self.ngram_max:
             raise ConfigError("ngram_min must be at least 1 and at most ngram_max")
         context = model.max_position_embeddings
-        max_model_len = self.max_model_len or context
+        max_model_len = context if self.max_model_len is None else self.max_model_len
         if not 1 <= max_model_len <= context:
             raise ConfigError(f"max_model_len must lie in 1..{context}, the trained context")
-        tokens = self.kv_cache_tokens or max(4 * max_model_len, 16_384)
+        tokens = self.kv_cache_tokens
+        if tokens is None:
+            tokens = max(4 * max_model_len, 16_384)
         if tokens < max_model_len:
             raise ConfigError(
                 f"kv_cache_tokens {tokens} cannot hold one request of max_model_len {max_model_len}"
             )
-        draft = self.draft_exit_layer or max(1, model.num_layers // 4)
+        draft = self.draft_exit_layer
+        if draft is None:
+            draft = max(1, model.num_layers // 4)
         if not 1 <= draft <= model.num_layers:
             raise ConfigError(f"draft_exit_layer must lie in 1..{model.num_layers}")
         return replace(
