@@ -20,12 +20,13 @@ app = typer.Typer(
     help="Self-speculative decoding for early-exit, ternary-weight language models.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # Its tables cut off the names of environment variables.
     pretty_exceptions_enable=False,
 )
-app.command()(serve)
-app.command()(pack)
-app.command()(train)
-app.command("eval")(evaluate)
+app.command(short_help="Serve a model over OpenAI-style endpoints.")(serve)
+app.command(short_help="Make a checkpoint small and quick to load.")(pack)
+app.command(short_help="Train an early-exit model on text files.")(train)
+app.command("eval", short_help="Measure what each exit of a model is worth.")(evaluate)
 
 
 def _show_version(wanted: bool) -> None:

@@ -41,8 +41,13 @@ class ServerSettings(BaseSettings):
         description="Name that requests use for the model, repeatable; the first is the one "
         "that answers show. Default: the name of the model's directory.",
     )
-    backend: str = Field(default="auto", description="How the model is computed.")
-    threads: int | None = Field(default=None, ge=1, description="Threads that compute.")
+    backend: str = Field(
+        default="auto",
+        description="What computes the model: auto takes the best that can run here.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads that compute. Default: one per core."
+    )
     max_model_len: int | None = Field(
         default=None,
         description="Longest prompt plus completion, in tokens. Default: the trained context.",

@@ -35,4 +35,5 @@ def create_backend(
             always_draft_ids=always_draft_ids,
             threads=threads,
         )
-    raise ConfigError(f"backend {name!r} does not exist; choose auto or one of {BACKENDS}")
+    choices = ", ".join(("auto", *BACKENDS))
+    raise ConfigError(f"backend {name!r} does not exist; choose one of: {choices}")

@@ -20,7 +20,8 @@ def evaluate(
         Path, typer.Option(help="Text file (.xz too), documents separated by <|endoftext|> lines.")
     ],
     model: Annotated[
-        Path | None, typer.Argument(help="Checkpoint directory; the bundled demo by default.")
+        Path | None,
+        typer.Argument(metavar="MODEL", help="Checkpoint directory; absent: the bundled demo."),
     ] = None,
     exits: Annotated[
         str, typer.Option(help="Exit layers, as in 3,6,9; by default the quarters of the depth.")
@@ -35,7 +36,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Score only so many documents.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    backend: Annotated[str, typer.Option(help="auto, or a backend's name.")] = "auto",
+    backend: Annotated[str, typer.Option(help="What computes the model.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the backend.")] = None,
 ) -> None:
     """Perplexity, agreement with full depth and draft acceptance, by exit layer."""

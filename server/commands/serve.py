@@ -29,17 +29,17 @@ def _shown(default: object) -> str:
     return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
 
 
-def _option(field: str, *names: str) -> Any:
-    return typer.Option(*names, **_help(field))
+def _option(field: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, metavar=metavar, **_help(field))
 
 
 def serve(
     context: typer.Context,
-    model: Annotated[str | None, typer.Argument(**_help("model"))] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", **_help("model"))] = None,
     host: Annotated[str | None, _option("host", "--host")] = None,
     port: Annotated[int | None, _option("port", "--port")] = None,
     served_model_name: Annotated[
-        list[str] | None, _option("served_model_name", "--served-model-name")
+        list[str] | None, _option("served_model_name", "--served-model-name", metavar="NAME")
     ] = None,
     backend: Annotated[str | None, _option("backend", "--backend")] = None,
     max_model_len: Annotated[int | None, _option("max_model_len", "--max-model-len")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from support.live_server import LiveServer, live_server, wait_until
 from support.sse import joined_text, parse_events
 
 REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
 
 
 def body(**extras: Any) -> dict[str, Any]:
@@ -180,7 +182,11 @@ except CheckpointError as error:
     sys.exit(f"caught {error}")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stderr.strip().endswith("caught broken")
 
@@ -217,7 +223,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 def spawn(processes: list[subprocess.Popen[str]], timeout_s: float) -> tuple[Any, str]:
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS, str(timeout_s)],
-        cwd=REPOSITORY,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
