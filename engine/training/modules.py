@@ -21,8 +21,12 @@ _EPS = 1e-6
 
 
 def ternarise(weight: Tensor) -> Tensor:
-    """s·{−1, 0, +1} with s = mean|W| and strict thresholds at ±s/2, in the weight's dtype."""
-    scale = weight.abs().mean().clamp_min(_EPS)
+    """s·{−1, 0, +1} with s = mean|W| and strict thresholds at ±s/2, in the weight's dtype.
+
+    The mean is accumulated in float64 and rounded once, as the loader does it, so that a weight
+    at the threshold falls on the same side in training and in serving.
+    """
+    scale = weight.abs().mean(dtype=torch.float64).to(weight.dtype).clamp_min(_EPS)
     half = 0.5 * scale
     return ((weight > half).to(weight.dtype) - (weight < -half).to(weight.dtype)) * scale
 
