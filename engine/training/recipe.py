@@ -13,10 +13,24 @@ from typing import Literal
 from engine.config import ModelConfig
 from engine.errors import ConfigError
 
+_POSITIVE = (
+    "batch_tokens",
+    "short_context",
+    "learning_rate",
+    "clip_norm",
+    "max_steps",
+    "max_minutes",
+)
+_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "exit_loss_weight", "layer_dropout_sum")
+_SHARES = ("short_fraction", "final_learning_rate_share")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """Everything that determines a training run, besides the data."""
+    """Everything that determines a training run, besides the data.
+
+    Raises `ConfigError`, naming the field, for values that cannot work.
+    """
 
     model: ModelConfig
     batch_tokens: int = 1024
@@ -33,33 +47,62 @@ class TrainingConfig:
     exit_loss_weight: float = 0.3
     exit_schedule: Literal["all", "rotating"] = "rotating"
     trained_exits: tuple[int, ...] = ()
-    """Exits that get a loss; empty: every layer."""
+    """Exits that get a loss; empty: all but the full depth, which the main loss trains."""
     layer_dropout_sum: float = 1.0
     """Expected number of layers dropped per step."""
     seed: int = 0
     max_steps: int | None = None
     max_minutes: float | None = None
-    """The run's length: by steps, or by minutes of training time (the learning rate follows)."""
+    """The run's length: by steps, or by minutes (the learning rate follows).
+
+    Minutes are those spent in training steps: time between an interruption and the resumption,
+    validating and saving do not count.
+    """
     compile: bool = False
     exits: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.max_minutes is None):
             raise ConfigError("give either max_steps or max_minutes")
-        depth = self.model.num_layers
-        exits = tuple(sorted(set(self.trained_exits) or set(range(1, depth))))
-        if not all(1 <= e <= depth for e in exits):
-            raise ConfigError(f"trained_exits must lie in 1..{depth}")
-        for name in ("batch_tokens", "short_context", "learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive")
-        object.__setattr__(self, "exits", exits)
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must not be negative")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in 0..1")
+        if self.exit_schedule not in ("all", "rotating"):
+            raise ConfigError("exit_schedule must be all or rotating")
+        self._check_against_model()
+        exits = set(self.trained_exits) or set(range(1, self.model.num_layers))
+        object.__setattr__(self, "exits", tuple(sorted(exits)))
+
+    def _check_against_model(self) -> None:
+        depth, context = self.model.num_layers, self.model.max_position_embeddings
+        if self.model.tie_word_embeddings:
+            raise ConfigError("tie_word_embeddings is not supported in training")
+        if depth < 2:
+            raise ConfigError("a model of one layer has no exit to train")
+        if not all(1 <= exit_layer <= depth for exit_layer in self.trained_exits):
+            raise ConfigError(f"trained_exits must lie in 1..{depth}")
+        if self.batch_tokens < context:
+            raise ConfigError(f"batch_tokens must be at least the context of {context}")
+        rates = layer_dropout(depth, self.layer_dropout_sum)
+        # A layer that is dropped at every step would never be trained.
+        if max(rates) >= 1.0 or not math.isclose(sum(rates), self.layer_dropout_sum):
+            raise ConfigError(
+                f"layer_dropout_sum {self.layer_dropout_sum} is too much for {depth} layers"
+            )
 
 
 def layer_dropout(num_layers: int, total: float) -> tuple[float, ...]:
     """Drop probability of each layer: quadratic in depth, summing to `total`, the last one 0.
 
-    The card gives p_l = 0.5·(l/L)², normalised so that the probabilities sum to 1.
+    The card gives p_l = 0.5·(l/L)², normalised so that the probabilities sum to 1. In a shallow
+    model a probability may reach its limit of 1, and the sum then falls short of `total`.
     """
     weights = [(layer / num_layers) ** 2 for layer in range(num_layers - 1)]
     scale = total / sum(weights) if sum(weights) else 0.0
