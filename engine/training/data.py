@@ -1,12 +1,18 @@
 """Text files to a shuffled token stream, with the tokenizer trained on the same text.
 
 A data file holds documents separated by a line with only `<|endoftext|>`; `.xz` is read too.
+A run's folder gets `tokenizer.json`, `stream.npy` and `heldout.npy` (tokens), `heldout.txt`, and
+`data.json`, which says what they were made from.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import random
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +24,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.documents import END_OF_TEXT, read_documents
 from engine.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+MIN_VOCAB_SIZE = 257
+"""256 bytes and the end of text."""
+MAX_VOCAB_SIZE = 1 << 16
+"""Token streams are stored as uint16."""
 
 _WORD = re.compile(r"[a-z']+")
 
@@ -62,27 +75,41 @@ def load_sources(
 ) -> tuple[list[str], list[str]]:
     """(training documents in shuffled order with repeats, held-out documents).
 
-    The held-out documents come from the first source and are in no training document list.
+    The held-out documents come from the first source; a copy of one, wherever it is found, is
+    left out of training. Raises `ConfigError` when a file or what is asked of it leaves nothing.
     """
+    if sources[0].min_easy_share > 0:
+        raise ConfigError("the first data file says which words are easy: it cannot be filtered")
     rng = random.Random(seed)
     first = read_documents(sources[0].path)
     rng.shuffle(first)
     if num_heldout >= len(first):
         raise ConfigError(f"{sources[0].path} has only {len(first)} documents")
-    heldout, first = first[:num_heldout], first[num_heldout:]
+    heldout = first[:num_heldout]
+    hidden = frozenset(heldout)
+    first = [document for document in first[num_heldout:] if document not in hidden]
+    if not first:
+        raise ConfigError(f"{sources[0].path} holds nothing but copies of held-out documents")
     vocabulary = easy_words(first)
     training = first * sources[0].repeats
     for source in sources[1:]:
-        documents = read_documents(source.path)
+        documents = [d for d in read_documents(source.path) if d not in hidden]
         if source.min_easy_share > 0:
             documents = [d for d in documents if easy_share(d, vocabulary) >= source.min_easy_share]
+        if not documents:
+            raise ConfigError(f"no document of {source.path} is left for training")
         training += documents * source.repeats
     rng.shuffle(training)
     return training, heldout
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with GPT-2's pre-tokeniser; ids in merge order, end of text last."""
+    """A byte-level BPE with GPT-2's pre-tokeniser; ids in merge order, end of text last.
+
+    Raises `ConfigError` for a size outside 257..65,536, or one that the text has no merges for.
+    """
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise ConfigError(f"a vocabulary must have {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE} tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -103,10 +130,10 @@ def encode_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> NDArray[np.
     end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
         raise ConfigError(f"the tokenizer has no {END_OF_TEXT}")
-    ids: list[int] = []
+    ids = array("H")
     for start in range(0, len(documents), 1024):
         for encoding in tokenizer.encode_batch(list(documents[start : start + 1024])):
-            ids += encoding.ids
+            ids.extend(encoding.ids)
             ids.append(end)
     return np.asarray(ids, dtype=np.uint16)
 
@@ -118,3 +145,42 @@ def window_batch(
     starts = offset + context * np.arange(batch_size)
     index = (starts[:, None] + np.arange(context + 1)) % len(stream)
     return stream[index].astype(np.int64)
+
+
+def prepare_data(
+    out: Path, sources: Sequence[DataSource], vocab_size: int, num_heldout: int, seed: int
+) -> None:
+    """Write a run's data files into `out`, unless they are there.
+
+    A run that resumes need not name its sources. Raises `ConfigError` when a new run has none,
+    or when those that are named are not what the run's data was made from.
+    """
+    wanted = {
+        "sources": [[str(s.path), s.repeats, s.min_easy_share] for s in sources],
+        "vocab_size": vocab_size,
+        "num_heldout": num_heldout,
+        "seed": seed,
+    }
+    description = out / "data.json"
+    if description.exists():
+        found = json.loads(description.read_text(encoding="utf-8"))
+        if sources and found != wanted:
+            raise ConfigError(f"{out} has data made from other choices: see {description}")
+        return
+    if not sources:
+        raise ConfigError("a new run needs data")
+    training, heldout = load_sources(sources, num_heldout, seed)
+    tokenizer = train_tokenizer(training, vocab_size)
+    stream = encode_stream(tokenizer, training)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
+    (out / "heldout.txt").write_text(
+        "".join(f"{document}\n{END_OF_TEXT}\n" for document in heldout), encoding="utf-8"
+    )
+    np.save(out / "heldout.npy", encode_stream(tokenizer, heldout))
+    np.save(out / "stream.npy", stream)
+    # Last, and at once: its presence says that the others are complete.
+    partial = description.with_suffix(".partial")
+    partial.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    os.replace(partial, description)
+    logger.info("%d documents, %d tokens, %d held out", len(training), len(stream), len(heldout))

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.checkpoint.names import published_name
-from engine.documents import END_OF_TEXT
-from engine.errors import ConfigError
 from engine.training.data import (
-    DataSource,
-    encode_stream,
-    load_sources,
-    train_tokenizer,
     window_batch,
 )
 from engine.training.modules import TrainableDecoder, parameter_groups
@@ -62,27 +55,6 @@ class _Position:
             return self.step / config.max_steps
         assert config.max_minutes is not None
         return self.elapsed_s / (60.0 * config.max_minutes)
-
-
-def prepare_data(
-    out: Path, sources: Sequence[DataSource], vocab_size: int, num_heldout: int, seed: int
-) -> None:
-    """Write the tokenizer, the token stream and the held-out text, unless they are there."""
-    if (out / "stream.npy").exists():
-        return
-    if not sources:
-        raise ConfigError("a new run needs data")
-    out.mkdir(parents=True, exist_ok=True)
-    training, heldout = load_sources(sources, num_heldout, seed)
-    tokenizer = train_tokenizer(training, vocab_size)
-    tokenizer.save(str(out / "tokenizer.json"))
-    (out / "heldout.txt").write_text(
-        "".join(f"{document}\n{END_OF_TEXT}\n" for document in heldout), encoding="utf-8"
-    )
-    np.save(out / "heldout.npy", encode_stream(tokenizer, heldout))
-    stream = encode_stream(tokenizer, training)
-    np.save(out / "stream.npy", stream)
-    logger.info("%d documents, %d tokens, %d held out", len(training), len(stream), len(heldout))
 
 
 def train(config: TrainingConfig, out: Path) -> None:

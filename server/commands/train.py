@@ -42,7 +42,7 @@ def train(
     warmup: Annotated[int, typer.Option(min=0, help="Warm-up steps.")] = 200,
     clip: Annotated[float, typer.Option(min=0.0, help="Gradient norm limit.")] = 1.0,
     exits: Annotated[
-        str, typer.Option(help="Exits that get a loss, as in 3,6,9; every layer by default.")
+        str, typer.Option(help="Exits that get a loss, as in 3,6,9; all by default.")
     ] = "",
     exit_schedule: Annotated[
         str, typer.Option(help="all: every exit at every step; rotating: one after the other.")
@@ -58,9 +58,8 @@ def train(
     compile: Annotated[bool, typer.Option(help="Compile the layers: faster steps.")] = False,
 ) -> None:
     """Train a model with layer dropout and early-exit loss; OUT/model is the result."""
-    from engine.training.data import DataSource
+    from engine.training.data import DataSource, prepare_data
     from engine.training.recipe import TrainingConfig
-    from engine.training.trainer import prepare_data
     from engine.training.trainer import train as run
 
     try:
