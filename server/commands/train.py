@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from engine.config import ModelConfig
 from server.commands import clean_errors
@@ -100,5 +109,27 @@ def train(
         )
         sources = [DataSource.parse(text) for text in data or []]
         prepare_data(out, sources, vocabulary, heldout, seed)
-        run(config, out)
+        with Progress(
+            TextColumn("step {task.fields[step]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>5.1f} %  loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[rate]:,.0f} tok/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            speed_estimate_period=120.0,
+        ) as bar:
+            task = bar.add_task("train", total=1.0, step=0, loss=float("nan"), rate=0.0)
+
+            def report(progress: float, entry: Mapping[str, Any]) -> None:
+                bar.update(
+                    task,
+                    completed=progress,
+                    step=entry["step"],
+                    loss=entry["loss"],
+                    rate=entry["tokens_per_s"],
+                )
+
+            run(config, out, report=report)
     typer.echo(f"model written to {out / 'model'}; next: bitskip pack {out / 'model'} OUT")
