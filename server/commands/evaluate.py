@@ -76,13 +76,13 @@ def evaluate(
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for score in report.exits:
-        drafted = score.draft_acceptance_rate is not None
+        acceptance, length = score.draft_acceptance_rate, score.mean_acceptance_length
         table.add_row(
             str(score.exit_layer),
             f"{score.perplexity:.2f}",
             f"{score.bits_per_byte:.3f}",
             f"{score.agreement:.1%}",
-            f"{score.draft_acceptance_rate:.1%}" if drafted else "",
-            f"{score.mean_acceptance_length:.2f}" if drafted else "",
+            "" if acceptance is None else f"{acceptance:.1%}",
+            "" if length is None else f"{length:.2f}",
         )
     console.print(table)
