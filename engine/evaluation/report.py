@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.build import LoadedModel, join_parts
 from engine.config import EngineConfig
@@ -18,7 +18,7 @@ _PROMPT_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class ExitScore:
-    """One exit's figures; the draft figures are None at full depth."""
+    """One exit's figures; the draft figures are None at full depth, or if nothing was drafted."""
 
     exit_layer: int
     perplexity: float
@@ -46,6 +46,14 @@ class EvaluationReport:
         return asdict(self)
 
 
+class _Drafts(NamedTuple):
+    """What one exit's drafts came to; None where nothing was drafted."""
+
+    acceptance_rate: float | None = None
+    acceptance_length: float | None = None
+    num_generated_tokens: int = 0
+
+
 def default_exits(num_layers: int) -> tuple[int, ...]:
     """A quarter, a half, three quarters and all of the layers."""
     return tuple(sorted({max(1, num_layers * quarter // 4) for quarter in (1, 2, 3, 4)}))
@@ -65,15 +73,20 @@ def evaluate(
 
     Each document is scored from an end-of-text token on, in windows of the trained context.
     Acceptance is measured by the engine itself: it completes the beginnings of the first
-    `num_prompts` documents, with `num_speculations` drafts per round from each exit. Raises
-    `ConfigError` for exits that the model does not have.
+    `num_prompts` documents, with `num_speculations` drafts per round from each exit, as far as
+    the context goes. Raises `ConfigError` for exits that the model does not have, and when the
+    documents have no token to predict.
     """
+    if not documents:
+        raise ConfigError("there is no document to evaluate on")
     depth = model.config.num_layers
     for exit_layer in exits:
         if not 1 <= exit_layer <= depth:
             raise ConfigError(f"exit {exit_layer} does not lie in 1..{depth}")
     chosen = tuple(sorted({*(exits or default_exits(depth)), depth}))
     windows = _windows(model, documents)
+    if not windows:
+        raise ConfigError("the documents have no token to predict")
     tallies = score_exits(model.backend, windows, chosen, progress)
     num_bytes = sum(len(document.encode()) for document in documents)
     drafts = {
@@ -83,11 +96,12 @@ def evaluate(
         for exit_layer in chosen
         if exit_layer < depth
     }
+    drafts[depth] = _Drafts()
     return EvaluationReport(
         num_documents=len(documents),
         num_tokens=tallies[depth].num_tokens,
         num_bytes=num_bytes,
-        num_generated_tokens=sum(generated for _, _, generated in drafts.values()),
+        num_generated_tokens=sum(each.num_generated_tokens for each in drafts.values()),
         num_speculations=num_speculations,
         exits=tuple(
             ExitScore(
@@ -95,8 +109,8 @@ def evaluate(
                 perplexity=tallies[exit_layer].perplexity,
                 bits_per_byte=tallies[exit_layer].bits_per_byte(num_bytes),
                 agreement=tallies[exit_layer].agreement,
-                draft_acceptance_rate=drafts[exit_layer][0] if exit_layer in drafts else None,
-                mean_acceptance_length=drafts[exit_layer][1] if exit_layer in drafts else None,
+                draft_acceptance_rate=drafts[exit_layer].acceptance_rate,
+                mean_acceptance_length=drafts[exit_layer].acceptance_length,
             )
             for exit_layer in chosen
         ),
@@ -109,7 +123,7 @@ def _windows(model: LoadedModel, documents: Sequence[str]) -> list[list[int]]:
     end = list(model.config.eos_token_ids[:1])
     windows: list[list[int]] = []
     for document in documents:
-        tokens = end + model.tokenizer.encode(document) + end
+        tokens = end + model.tokenizer.encode(document, add_special_tokens=False) + end
         # Windows share one token, so that every token but the first is predicted once.
         for start in range(0, len(tokens) - 1, context - 1):
             windows.append(tokens[start : start + context])
@@ -122,11 +136,13 @@ def _measure_drafts(
     exit_layer: int,
     num_speculations: int,
     num_new_tokens: int,
-) -> tuple[float, float, int]:
-    """(acceptance rate, mean acceptance length, tokens generated) of greedy drafts."""
-    prompts = [model.tokenizer.encode(document)[:_PROMPT_TOKENS] for document in documents]
+) -> _Drafts:
+    """Greedy completions of the documents' beginnings, drafted at `exit_layer`."""
+    context = model.config.max_position_embeddings
+    num_prompt_tokens = min(_PROMPT_TOKENS, context // 2)
+    prompts = [model.tokenizer.encode(document)[:num_prompt_tokens] for document in documents]
     params = SamplingParams(
-        max_tokens=num_new_tokens,
+        max_tokens=min(num_new_tokens, context - num_prompt_tokens),
         temperature=0.0,
         speculative=SpeculativeParams(
             method=DraftMethod.EARLY_EXIT,
@@ -141,8 +157,8 @@ def _measure_drafts(
     num_drafts = sum(tally.num_drafts for tally in counted)
     num_drafted = sum(tally.num_draft_tokens for tally in counted)
     num_accepted = sum(tally.num_accepted_tokens for tally in counted)
-    return (
-        num_accepted / max(1, num_drafted),
-        1.0 + num_accepted / max(1, num_drafts),
-        sum(len(choice.tokens) for choice in choices),
+    return _Drafts(
+        acceptance_rate=num_accepted / num_drafted if num_drafted else None,
+        acceptance_length=1.0 + num_accepted / num_drafts if num_drafts else None,
+        num_generated_tokens=sum(len(choice.tokens) for choice in choices),
     )

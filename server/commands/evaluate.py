@@ -20,8 +20,7 @@ def evaluate(
         Path, typer.Option(help="Text file (.xz too), documents separated by <|endoftext|> lines.")
     ],
     model: Annotated[
-        Path | None,
-        typer.Argument(metavar="MODEL", help="Checkpoint directory; absent: the bundled demo."),
+        Path | None, typer.Argument(help="Checkpoint directory; the bundled demo by default.")
     ] = None,
     exits: Annotated[
         str, typer.Option(help="Exit layers, as in 3,6,9; by default the quarters of the depth.")
@@ -36,7 +35,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Score only so many documents.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    backend: Annotated[str, typer.Option(help="What computes the model.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, or a backend's name.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the backend.")] = None,
 ) -> None:
     """Perplexity, agreement with full depth and draft acceptance, by exit layer."""
@@ -77,13 +76,13 @@ def evaluate(
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for score in report.exits:
-        drafted = score.draft_acceptance_rate is not None
+        acceptance, length = score.draft_acceptance_rate, score.mean_acceptance_length
         table.add_row(
             str(score.exit_layer),
             f"{score.perplexity:.2f}",
             f"{score.bits_per_byte:.3f}",
             f"{score.agreement:.1%}",
-            f"{score.draft_acceptance_rate:.1%}" if drafted else "",
-            f"{score.mean_acceptance_length:.2f}" if drafted else "",
+            "" if acceptance is None else f"{acceptance:.1%}",
+            "" if length is None else f"{length:.2f}",
         )
     console.print(table)
