@@ -121,6 +121,7 @@ def ngrams(draft: HistoryDraft) -> None:
     draft.spec = replace(draft.spec, repeats=True, agreement=0.97)
     draft.config |= {"ngram_min": draft.rng.randint(1, 2)}
     for request in draft.requests:
+        request.params["temperature"] = draft.rng.choice((0.0, 0.0, 0.5))
         request.params["max_tokens"] = draft.rng.randint(12, 28)
         request.prompt += draft.some_tokens(2, 4) * 2
         request.speculative = {
@@ -153,12 +154,12 @@ def block_sizes(draft: HistoryDraft) -> None:
 
 def small_pool(draft: HistoryDraft) -> None:
     size = draft.rng.choice((1, 2, 3, 4))
-    draft.config |= {"block_size": size, "max_model_len": 44, "kv_cache_tokens": 44 + 2 * size}
-    while len(draft.requests) < 5:
+    draft.config |= {"block_size": size, "max_model_len": 44, "kv_cache_tokens": 44}
+    while len(draft.requests) < 6:
         draft.add_request()
     for request in draft.requests:
-        request.params["max_tokens"] = draft.rng.randint(8, 16)
-        request.add_step = 0
+        request.params["max_tokens"] = draft.rng.randint(12, 24)
+        request.params["logit_bias"] = {draft.vocab_size - 1: -6.0}
 
 
 def shared_prompts(draft: HistoryDraft) -> None:
@@ -173,7 +174,7 @@ def shared_prompts(draft: HistoryDraft) -> None:
 
 
 def stops(draft: HistoryDraft) -> None:
-    draft.spec = replace(draft.spec, agreement=max(0.9, draft.spec.agreement))
+    draft.spec = replace(draft.spec, agreement=0.9)
     draft.ends_early = True
     draft.add_request()
     for request in draft.requests:
@@ -304,7 +305,7 @@ THEMES: Mapping[str, Theme] = MappingProxyType(
 def make_history(family: Family, themes: tuple[str, ...], seed: int) -> History:
     """A history in which all the `themes` come together."""
     rng = random.Random(f"{family} {themes} {seed}")
-    agreement = rng.choice((0.7, 0.9))
+    agreement = rng.choice((0.45, 0.7, 0.85))
     draft = HistoryDraft(
         family,
         rng,
@@ -316,7 +317,8 @@ def make_history(family: Family, themes: tuple[str, ...], seed: int) -> History:
     for name in THEMES:
         if name in themes:
             THEMES[name](draft)
-    submissions = tuple(_submission(request) for request in draft.requests)
+    context = draft.config["max_model_len"]
+    submissions = tuple(_submission(request, context) for request in draft.requests)
     if draft.ends_early:
         submissions = tuple(_with_stops(draft, submission) for submission in submissions)
     return History(
@@ -324,7 +326,10 @@ def make_history(family: Family, themes: tuple[str, ...], seed: int) -> History:
     )
 
 
-def _submission(request: RequestDraft) -> Submission:
+def _submission(request: RequestDraft, context: int) -> Submission:
+    if request.params["max_tokens"] is not None:
+        # Themes that lengthen prompts know nothing of those that shorten the context.
+        request.prompt = request.prompt[: context - request.params["max_tokens"]]
     speculative = None if request.speculative is None else SpeculativeParams(**request.speculative)
     params = SamplingParams(**request.params, speculative=speculative)
     return Submission(tuple(request.prompt), params, request.add_step, request.abort_step)
