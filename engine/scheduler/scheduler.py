@@ -91,11 +91,19 @@ class Scheduler:
 
     # --- reservation -------------------------------------------------------------------------
 
+    def _num_positions(self, request: Request) -> int:
+        """What a round without drafts needs: the known positions and, if there is one, the next.
+
+        A prompt that fills the context is only scored. Asking for a position beyond it could ask
+        for more than the whole pool has, and would then wait for ever.
+        """
+        return min(request.num_known + 1, self._max_model_len)
+
     def _reserve_next_positions(self, plan: RoundPlan) -> None:
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            while not self._cache.grow(request.blocks, request.num_known + 1):
+            while not self._cache.grow(request.blocks, self._num_positions(request)):
                 victim = self._running.pop()
                 self._preempt(victim)
                 plan.num_preempted += 1
@@ -148,12 +156,13 @@ class Scheduler:
     def _try_admit(self, request: Request, now_s: float) -> bool:
         max_cached = 0 if request.wants_prompt_logprobs else request.num_known - 1
         match = self._cache.match(request.tokens, request.exit_layer, max_cached)
-        num_new = self._cache.num_blocks_for(request.num_known + 1) - len(match.blocks)
+        num_positions = self._num_positions(request)
+        num_new = self._cache.num_blocks_for(num_positions) - len(match.blocks)
         # One spare block for each running choice: admitting into the last blocks would only
         # have somebody preempted in the next round.
         if self._running and self._cache.num_free - num_new < len(self._running):
             return False
-        blocks = self._cache.admit(match, request.num_known + 1)
+        blocks = self._cache.admit(match, num_positions)
         if blocks is None:
             return False
         slot = self._free_slots.pop()
