@@ -215,6 +215,8 @@ def minimum_and_bias(draft: HistoryDraft) -> None:
             "max_tokens": least + draft.rng.randint(0, 8),
             "logit_bias": {eos: draft.rng.choice((2.0, 5.0)), draft.rng.randrange(20): 2.0},
             "ignore_eos": draft.rng.random() < 0.2,
+            # With the smallest draft vocabulary nothing is left to draft for a while.
+            "stop_token_ids": draft.rng.choice(((), (0,))),
         }
 
 
@@ -247,6 +249,8 @@ def prompt_logprobs(draft: HistoryDraft) -> None:
         request.params["prompt_logprobs"] = draft.rng.randint(0, 3)
         request.params["max_tokens"] = draft.rng.choice((0, 1, 9))
         request.params["min_tokens"] = 0
+        if draft.rng.random() < 0.2:
+            request.prompt = draft.some_tokens(MAX_MODEL_LEN, MAX_MODEL_LEN)  # cut to what fits
 
 
 def limits(draft: HistoryDraft) -> None:
