@@ -89,6 +89,7 @@ def test_the_histories_saw_everything() -> None:
         FinishReason.STOP,
     ):
         assert seen.events[event] > 10, f"{event}: {seen.events}"
+    assert seen.events["8 running"] and seen.events["pass without a draft"], seen.events
 
 
 def test_the_reference_histories_saw_the_essentials() -> None:

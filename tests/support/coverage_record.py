@@ -45,6 +45,7 @@ class Coverage:
         """Count one engine step."""
         self.events["preemption"] += result.stats.num_preemptions
         self.events["step"] += 1
+        self.events["8 running"] += result.stats.num_running >= 8
         for draft in result.stats.drafts:
             if draft.draft_exit_layer:
                 self.accepted[draft.num_draft_tokens, draft.num_accepted_tokens] += 1
@@ -70,6 +71,10 @@ class Coverage:
             self.events["draft pass of several exits"] += len(drafting) > 1
             resumed = {row.first for row in rows if row.source_state is not None}
             self.events["verification from several exits"] += len(resumed) > 1
+            fresh = {row.sequence for row in rows if row.source_state is None}
+            self.events["pass without a draft"] += any(
+                row.source_state is not None and row.sequence not in fresh for row in rows
+            )
             depths = {row.last for row in rows}
             self.events["answers of several exits"] += not drafting and len(depths) > 1
 

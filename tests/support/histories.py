@@ -215,8 +215,6 @@ def minimum_and_bias(draft: HistoryDraft) -> None:
             "max_tokens": least + draft.rng.randint(0, 8),
             "logit_bias": {eos: draft.rng.choice((2.0, 5.0)), draft.rng.randrange(20): 2.0},
             "ignore_eos": draft.rng.random() < 0.2,
-            # With the smallest draft vocabulary nothing is left to draft for a while.
-            "stop_token_ids": draft.rng.choice(((), (0,))),
         }
 
 
@@ -242,6 +240,13 @@ def aborts(draft: HistoryDraft) -> None:
 def logprobs(draft: HistoryDraft) -> None:
     for request in draft.requests:
         request.params["logprobs"] = draft.rng.randint(0, 4)
+
+
+def nothing_to_draft(draft: HistoryDraft) -> None:
+    """The draft vocabulary is token 0 and EOS, both banned until there are four tokens."""
+    draft.spec = replace(draft.spec, draft_vocab_size=1)
+    for request in draft.requests:
+        request.params |= {"min_tokens": 4, "max_tokens": 10, "stop_token_ids": (0,)}
 
 
 def prompt_logprobs(draft: HistoryDraft) -> None:
@@ -298,6 +303,7 @@ THEMES: Mapping[str, Theme] = MappingProxyType(
             choices,
             logprobs,
             minimum_and_bias,
+            nothing_to_draft,
             prompt_logprobs,
             limits,
             arrivals,
@@ -331,9 +337,9 @@ def make_history(family: Family, themes: tuple[str, ...], seed: int) -> History:
 
 
 def _submission(request: RequestDraft, context: int) -> Submission:
-    if request.params["max_tokens"] is not None:
-        # Themes that lengthen prompts know nothing of those that shorten the context.
-        request.prompt = request.prompt[: context - request.params["max_tokens"]]
+    # Themes that lengthen prompts know nothing of those that shorten the context.
+    least = request.params["max_tokens"]
+    request.prompt = request.prompt[: context - (1 if least is None else least)]
     speculative = None if request.speculative is None else SpeculativeParams(**request.speculative)
     params = SamplingParams(**request.params, speculative=speculative)
     return Submission(tuple(request.prompt), params, request.add_step, request.abort_step)
