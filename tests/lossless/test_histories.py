@@ -11,8 +11,8 @@ from engine.types import FinishReason, TokenSource
 from support.coverage_record import Coverage
 from support.engine_runs import EngineRun, differences
 from support.fake_backend import FakeBackend
-from support.histories import THEMES, make_history
 from support.history_models import Family, make_model
+from support.lossless_histories import THEMES, make_history
 
 PAIRS = tuple(combinations(THEMES, 2))
 NAMES = tuple(THEMES)
