@@ -1,0 +1,99 @@
+"""Whatever happens around a request, it gets the tokens of the oracle, and their exact logits."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+
+import pytest
+
+from engine.types import FinishReason, TokenSource
+from support.coverage_record import Coverage
+from support.engine_runs import EngineRun, differences
+from support.fake_backend import FakeBackend
+from support.history_models import Family, make_model
+from support.lossless_histories import THEMES, make_history
+
+PAIRS = tuple(combinations(THEMES, 2))
+NAMES = tuple(THEMES)
+REFERENCE_STRIDE = 5
+"""On the reference backend every theme meets two others, not all."""
+REFERENCE_PAIRS = tuple(
+    (name, NAMES[(index + REFERENCE_STRIDE) % len(NAMES)]) for index, name in enumerate(NAMES)
+)
+
+
+@cache
+def run_history(
+    family: Family, themes: tuple[str, str], seed: int = 0
+) -> tuple[list[str], Coverage]:
+    """Run a history; what was wrong with its answers, and what it saw."""
+    history = make_history(family, themes, seed)
+    model = make_model(family, history.spec)
+    backend = model.make_backend()
+    run = EngineRun(model, backend, history.config, history.seed)
+    coverage = Coverage()
+    coverage.watch_matches(run.core.cache)
+    answers = run.answer(history.submissions, coverage.see_step)
+    coverage.see_answers(answers.values())
+    if isinstance(backend, FakeBackend):
+        coverage.see_sweeps(backend.counters.log)
+    coverage.events["choice"] += len(answers)
+    coverage.events["n > 1"] += any(s.params.n > 1 for s in history.submissions)
+    if len(backend.draft_ids) < model.config.vocab_size:
+        coverage.events["narrow drafts accepted"] += coverage.sources[TokenSource.DRAFT]
+    return list(differences(run, history.submissions, answers)), coverage
+
+
+@pytest.mark.parametrize("themes", PAIRS, ids="-".join)
+def test_fake_backend_equals_the_oracle(themes: tuple[str, str]) -> None:
+    wrong, _ = run_history("fake", themes)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("themes", REFERENCE_PAIRS, ids="-".join)
+def test_reference_backend_equals_the_oracle(themes: tuple[str, str]) -> None:
+    wrong, _ = run_history("reference", themes)
+    assert wrong == []
+
+
+def total(family: Family, pairs: tuple[tuple[str, str], ...]) -> Coverage:
+    coverage = Coverage()
+    for themes in pairs:
+        coverage += run_history(family, themes)[1]
+    return coverage
+
+
+def test_the_histories_saw_everything() -> None:
+    seen = total("fake", PAIRS)
+    for drafts in range(1, 6):
+        for accepted in range(drafts + 1):
+            assert seen.accepted[drafts, accepted], f"never {accepted} of {drafts} drafts"
+    assert max(drafts for drafts, _ in seen.accepted) == 16
+    assert 0.2 < seen.acceptance_rate < 0.8
+    assert seen.ngrams_accepted > 50
+    assert min(seen.sources[source] for source in TokenSource) > 200
+    for kind in ("eos", "token", "string"):
+        assert seen.ends_inside_drafts[kind] > 3, f"{kind}: {seen.ends_inside_drafts}"
+    for kind in ("equal", "deeper", "shallow"):
+        assert seen.prefix[kind] > 10, f"{kind}: {seen.prefix}"
+    for event in (
+        "preemption",
+        "n > 1",
+        "narrow drafts accepted",
+        "draft pass of several exits",
+        "verification from several exits",
+        "answers of several exits",
+        FinishReason.ABORT,
+        FinishReason.LENGTH,
+        FinishReason.STOP,
+    ):
+        assert seen.events[event] > 10, f"{event}: {seen.events}"
+    assert seen.events["8 running"] and seen.events["pass without a draft"], seen.events
+
+
+def test_the_reference_histories_saw_the_essentials() -> None:
+    seen = total("reference", REFERENCE_PAIRS)
+    assert 0.2 < seen.acceptance_rate < 0.8
+    assert min(seen.sources[source] for source in TokenSource) > 20
+    assert seen.events["preemption"] and seen.prefix["equal"] and seen.prefix["shallow"]
