@@ -94,14 +94,14 @@ def test_fake_backend_histories() -> None:
 
 
 def test_reference_backend_histories() -> None:
-    config = tiny_config(max_position_embeddings=64)
+    config = tiny_config(num_layers=4, max_position_embeddings=64)
     checkpoint = MemoryCheckpoint(config, agreement_after=1, damping=0.3)
     backends = [ReferenceBackend(checkpoint, draft_vocab_size=64) for _ in range(2)]
     events: Counter[str] = Counter()
     num_states = 0
-    for seed in range(3):
+    for seed in (1, 3, 6):
         probe = ReferenceProbe(*backends)
-        history, num_checked = run_history(seed, probe, 7, check_index)
+        history, num_checked = run_history(seed, probe, 8, check_index)
         events += history.events
         num_states += num_checked
     wanted = {"preempted", "prefix hit", "draft rejected", "draft accepted"}
