@@ -50,7 +50,14 @@ def resolve_policy(
     count = config.num_speculations
     if params.num_speculations is not None:
         count = params.num_speculations
-    if params.method is DraftMethod.NGRAM:
+    try:
+        method = DraftMethod(params.method)
+    except ValueError:
+        raise InvalidRequestError(
+            f"speculative.method must be one of {', '.join(DraftMethod)}, not {params.method!r}",
+            param="speculative.method",
+        ) from None
+    if method is DraftMethod.NGRAM:
         if params.exit_layer is not None:
             raise InvalidRequestError(
                 "speculative.exit_layer has no meaning with the ngram method",
@@ -62,7 +69,7 @@ def resolve_policy(
     assert config.draft_exit_layer is not None, "a resolved configuration"
     if config.draft_exit_layer < answering_depth:
         return DraftPolicy(count, config.draft_exit_layer)
-    if params.method is DraftMethod.AUTO:
+    if method is DraftMethod.AUTO:
         return DraftPolicy(count)
     if answering_depth == 1:
         raise InvalidRequestError(

@@ -88,3 +88,12 @@ def test_contradictions_are_refused_by_name(
 )
 def test_what_a_policy_means(policy: DraftPolicy, drafts: bool, uses_ngrams: bool) -> None:
     assert (policy.drafts, policy.uses_ngrams) == (drafts, uses_ngrams)
+
+
+def test_a_method_may_be_given_by_name() -> None:
+    named = SpeculativeParams(method="ngram")  # pyright: ignore[reportArgumentType]
+    assert resolve_policy(named, CONFIG, 8) == DraftPolicy(5)
+    unknown = SpeculativeParams(method="oracle")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidRequestError, match="'oracle'") as raised:
+        resolve_policy(unknown, CONFIG, 8)
+    assert raised.value.param == "speculative.method"
