@@ -253,16 +253,22 @@ class EngineConfig:
             raise ConfigError(f"num_speculations must lie in 0..{MAX_SPECULATIONS}")
         if not 1 <= self.ngram_min <= self.ngram_max:
             raise ConfigError("ngram_min must be at least 1 and at most ngram_max")
+        if not 0.0 <= self.prefill_budget_s <= sys.float_info.max:
+            raise ConfigError("prefill_budget_s must be a number of seconds, at least 0")
         context = model.max_position_embeddings
-        max_model_len = self.max_model_len or context
+        max_model_len = context if self.max_model_len is None else self.max_model_len
         if not 1 <= max_model_len <= context:
             raise ConfigError(f"max_model_len must lie in 1..{context}, the trained context")
-        tokens = self.kv_cache_tokens or max(4 * max_model_len, 16_384)
+        tokens = self.kv_cache_tokens
+        if tokens is None:
+            tokens = max(4 * max_model_len, 16_384)
         if tokens < max_model_len:
             raise ConfigError(
                 f"kv_cache_tokens {tokens} cannot hold one request of max_model_len {max_model_len}"
             )
-        draft = self.draft_exit_layer or max(1, model.num_layers // 4)
+        draft = self.draft_exit_layer
+        if draft is None:
+            draft = max(1, model.num_layers // 4)
         if not 1 <= draft <= model.num_layers:
             raise ConfigError(f"draft_exit_layer must lie in 1..{model.num_layers}")
         return replace(
