@@ -13,7 +13,7 @@ from engine.backends.protocol import Backend
 from engine.build import EngineParts
 from engine.core import StepResult
 from engine.metrics import DraftStats, StepStats
-from engine.types import FinishReason, SamplingParams, SpeculativeParams, TokenSource
+from engine.types import DraftMethod, FinishReason, SamplingParams, SpeculativeParams, TokenSource
 from support.engine_parts import (
     FIRST_CHARACTER,
     Clock,
@@ -139,12 +139,8 @@ def test_finish_reasons(
     stop_reason: str | int | None,
 ) -> None:
     """The same however many tokens one round brings."""
-    backend = ScriptBackend(script_of(10, 11, 12, EOS, 13))
-    ledger = (
-        complete(backend, max_tokens=20, speculative=drafting(num_drafts), **{}, **fields)
-        if "max_tokens" not in fields
-        else complete(backend, speculative=drafting(num_drafts), **fields)
-    )
+    fields = {"max_tokens": 20, "speculative": drafting(num_drafts), **fields}
+    ledger = complete(ScriptBackend(script_of(10, 11, 12, EOS, 13)), **fields)
     assert ledger.token_ids("r") == list(tokens)
     if shown is not None:
         assert ledger.text("r") == text(*shown)
@@ -303,7 +299,7 @@ def test_a_round_drafts_no_more_than_can_be_delivered() -> None:
 
 def test_ngram_drafts_are_counted_at_depth_0() -> None:
     parts = parts_over(ScriptBackend(script_of(8, 9, 5, 6, 7)), ngram_min=1)
-    params = SpeculativeParams(method="ngram", num_speculations=2)  # pyright: ignore[reportArgumentType]
+    params = SpeculativeParams(method=DraftMethod.NGRAM, num_speculations=2)
     start(parts, max_tokens=6, prompt=[7, 8, 9, 5, 7], speculative=params)
     results = steps_to_end(parts.core)
     assert all_drafts(results)[0] == DraftStats(0, 2, 2)
@@ -318,9 +314,9 @@ def test_passes_say_what_ran() -> None:
     ran = [[(p.phase, p.exit_layer, p.num_rows) for p in r.stats.passes] for r in results]
     assert ran[0] == [("prefill", 4, 5)]
     assert ran[1] == [("draft", 2, 1), ("draft", 2, 1), ("verify", 4, 3)]
-    start(parts, max_tokens=2)
+    start(parts, max_tokens=6)
     parts.core.step()
-    start(parts, "late", max_tokens=2)
+    start(parts, "late", prompt=[1, 2, 3, 4, 5], max_tokens=2)
     (mixed,) = parts.core.step().stats.passes
     assert mixed.phase == "mixed"
 
