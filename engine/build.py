@@ -110,8 +110,8 @@ def _with_generation_eos(model: ModelConfig, path: Path) -> ModelConfig:
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     more = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    new = [token_id for token_id in more if token_id not in model.eos_token_ids]
     try:
-        return replace(model, eos_token_ids=(*model.eos_token_ids, *new))
+        merged = replace(model, eos_token_ids=(*model.eos_token_ids, *more))
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    return replace(merged, eos_token_ids=tuple(dict.fromkeys(merged.eos_token_ids)))
