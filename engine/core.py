@@ -171,8 +171,11 @@ class Core:
         error_code: str | None = None,
     ) -> None:
         for request in [request for request in self.scheduler.requests() if applies(request)]:
-            request.finish(reason)
-            self._ended.outputs.append(self._output(request, self._ended.stats, error, error_code))
+            # It has ended already if the step that ended it broke off.
+            if request.finish_reason is None:
+                request.finish(reason)
+                output = self._output(request, self._ended.stats, error, error_code)
+                self._ended.outputs.append(output)
             self.scheduler.remove(request)
 
     # --- counting ----------------------------------------------------------------------------

@@ -123,9 +123,16 @@ class LLM:
         core = self._parts.core
         for batch in batches:
             core.add(batch)
-        while core.has_work:
-            for output in core.step().outputs:
-                _collect(generations[output.request_id], output)
+        try:
+            while core.has_work:
+                for output in core.step().outputs:
+                    _collect(generations[output.request_id], output)
+        except BaseException:
+            # Ctrl-C in mid-round: the next call must not find what is left of this one.
+            for request_id in generations:
+                core.abort(request_id)
+            core.step()
+            raise
         return list(generations.values())
 
     def close(self) -> None:
