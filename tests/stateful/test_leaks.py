@@ -201,7 +201,7 @@ def test_the_threaded_engine_forgets_aborted_requests(
             # An idle engine holds nothing either, with its thread asleep.
             gc.collect()
             assert len(alive) == 0
-            assert reasons[FinishReason.ABORT] > 100
+            assert reasons[FinishReason.ABORT] > 20
         assert_nothing_held(parts.core, 6)
 
     asyncio.run(main())

@@ -51,7 +51,6 @@ class History:
             assert self.ledger.reason(*key) is not None, f"{key} never ended"
 
     def _add(self) -> None:
-        rng = self.rng
         request_id = f"r{len(self.choices)}"
         params = self._params()
         self.parts.core.add(self.parts.intake.make_requests(request_id, self._prompt(), params))
