@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,12 @@ CONFIG = fake_config(vocab_size=32, num_layers=3, max_position_embeddings=64, eo
 
 def small_parts(**config: int) -> EngineParts:
     backend = FakeBackend(CONFIG, agreement=0.8)
-    options = {"block_size": 4, "max_model_len": 56, "kv_cache_tokens": 80, "max_num_seqs": 6}
+    options: dict[str, Any] = {
+        "block_size": 4,
+        "max_model_len": 56,
+        "kv_cache_tokens": 80,
+        "max_num_seqs": 6,
+    }
     return make_parts(backend, draft_exit_layer=1, **{**options, **config})
 
 
