@@ -23,6 +23,7 @@ from support.engine_parts import (
     steps_to_end,
 )
 from support.fake_backend import FakeBackend, fake_config
+from support.script_backend import ScriptBackend
 
 EOS = 60
 CONFIG = fake_config(vocab_size=64, num_layers=4, max_position_embeddings=64, eos_token_ids=(EOS,))
@@ -35,37 +36,13 @@ DRAFT, CORRECTED, BONUS, PLAIN = (
 )
 
 
-class ScriptBackend(FakeBackend):
-    """Says `script[position]` after each position: at full depth, and in drafts `draft_script`."""
-
-    def __init__(self, script: Sequence[int], draft_script: Sequence[int] | None = None) -> None:
-        super().__init__(CONFIG)
-        self._full = list(script)
-        self._draft = self._full if draft_script is None else list(draft_script)
-        self._positions: list[int] = []
-
-    def sweep(self, sweep: Any) -> Any:
-        self._positions = [row.position for row in sweep.rows]
-        return super().sweep(sweep)
-
-    def head(self, residuals: Any, rows: Any, depths: Any) -> Any:
-        super().head(residuals, rows, depths)
-        return self._say(self._full, rows)
-
-    def draft_head(self, residuals: Any, rows: Any, depths: Any) -> Any:
-        super().draft_head(residuals, rows, depths)
-        return self._say(self._draft, rows)
-
-    def _say(self, script: Sequence[int], rows: Any) -> Any:
-        logits = np.zeros((len(rows), CONFIG.vocab_size), dtype=np.float32)
-        for index, row in enumerate(rows):
-            logits[index, script[self._positions[row]]] = 5.0
-        return logits
-
-
 def script_of(*new_tokens: int) -> list[int]:
     """After the prompt of five tokens come these, then 1 for ever."""
     return [0] * (len(PROMPT) - 1) + [*new_tokens, *([1] * 64)]
+
+
+def scripted(script: Sequence[int], draft_script: Sequence[int] | None = None) -> ScriptBackend:
+    return ScriptBackend(CONFIG, script, draft_script)
 
 
 def parts_over(backend: Backend, clock: Clock | None = None, **config: Any) -> EngineParts:
@@ -140,7 +117,7 @@ def test_finish_reasons(
 ) -> None:
     """The same however many tokens one round brings."""
     fields = {"max_tokens": 20, "speculative": drafting(num_drafts), **fields}
-    ledger = complete(ScriptBackend(script_of(10, 11, 12, EOS, 13)), **fields)
+    ledger = complete(scripted(script_of(10, 11, 12, EOS, 13)), **fields)
     assert ledger.token_ids("r") == list(tokens)
     if shown is not None:
         assert ledger.text("r") == text(*shown)
@@ -150,7 +127,7 @@ def test_finish_reasons(
 
 
 def test_max_tokens_0_ends_at_once() -> None:
-    parts = parts_over(ScriptBackend(script_of(10)))
+    parts = parts_over(scripted(script_of(10)))
     start(parts, max_tokens=0)
     assert parts.core.has_work
     result = parts.core.step()
@@ -178,7 +155,7 @@ def test_max_tokens_0_can_score_the_prompt(num_prompt: int) -> None:
 
 def test_a_held_back_stop_string_is_released_at_the_end() -> None:
     """The text may be the beginning of a stop string: it comes with the last output."""
-    backend = ScriptBackend(script_of(10, 11, 12))
+    backend = scripted(script_of(10, 11, 12))
     ledger = complete(backend, max_tokens=2, stop=(text(10, 11, 12),))
     outputs = ledger.outputs["r", 0]
     assert [len(output.tokens) for output in outputs] == [2]
@@ -187,7 +164,7 @@ def test_a_held_back_stop_string_is_released_at_the_end() -> None:
 
 def test_logprobs_are_those_of_the_chosen_tokens() -> None:
     ledger = complete(
-        ScriptBackend(script_of(10, 11)), max_tokens=2, logprobs=1, speculative=drafting(3)
+        scripted(script_of(10, 11)), max_tokens=2, logprobs=1, speculative=drafting(3)
     )
     scored = [token.logprobs for output in ledger.outputs["r", 0] for token in output.tokens]
     expected = 5.0 - np.log(np.exp(5.0) + 63)
@@ -201,7 +178,7 @@ def test_logprobs_are_those_of_the_chosen_tokens() -> None:
 
 
 def test_abort_reports_what_was_held_back() -> None:
-    parts = parts_over(ScriptBackend(script_of(10, 11, 12)))
+    parts = parts_over(scripted(script_of(10, 11, 12)))
     start(parts, max_tokens=20, stop=(text(10, 11, 12, 13),))
     ledger = Ledger()
     ledger.note(parts.core.step().outputs)
@@ -215,7 +192,7 @@ def test_abort_reports_what_was_held_back() -> None:
 
 
 def test_abort_of_the_unknown_is_ignored() -> None:
-    parts = parts_over(ScriptBackend(script_of(10)))
+    parts = parts_over(scripted(script_of(10)))
     start(parts, max_tokens=3)
     parts.core.abort("somebody else")
     assert run_to_end(parts.core).reason("r") is FinishReason.LENGTH
@@ -224,7 +201,7 @@ def test_abort_of_the_unknown_is_ignored() -> None:
 
 
 def test_fail_all_answers_everybody() -> None:
-    parts = parts_over(ScriptBackend(script_of(10)), max_num_seqs=1)
+    parts = parts_over(scripted(script_of(10)), max_num_seqs=1)
     start(parts, "running", max_tokens=20)
     start(parts, "waiting", max_tokens=20, n=2)
     parts.core.step()
@@ -247,7 +224,7 @@ def test_fail_all_answers_everybody() -> None:
 def test_sources_and_drafts_of_a_round_with_a_rejection() -> None:
     """Drafts 11 12 99 against 11 12 13: two accepted, one corrected; then all are accepted."""
     wrong = script_of(10, 11, 12, 33)
-    parts = parts_over(ScriptBackend(script_of(10, 11, 12, 13), wrong))
+    parts = parts_over(scripted(script_of(10, 11, 12, 13), wrong))
     start(parts, max_tokens=8, speculative=drafting(3))
     results = steps_to_end(parts.core)
     sources = [[t.source for o in r.outputs for t in o.tokens] for r in results]
@@ -267,7 +244,7 @@ def test_sources_and_drafts_of_a_round_with_a_rejection() -> None:
 
 def test_drafts_beyond_the_end_count_for_nothing() -> None:
     """Five drafts are right, but a stop token is the second: two were delivered and judged."""
-    parts = parts_over(ScriptBackend(script_of(10, 11, 12, 13, 14, 15)))
+    parts = parts_over(scripted(script_of(10, 11, 12, 13, 14, 15)))
     start(parts, max_tokens=20, speculative=drafting(5), stop=(text(12),))
     results = steps_to_end(parts.core)
     assert all_drafts(results) == [DraftStats(2, 2, 2)]
@@ -278,7 +255,7 @@ def test_drafts_beyond_the_end_count_for_nothing() -> None:
 
 
 def test_drafting_stops_after_a_drafted_eos() -> None:
-    backend = ScriptBackend(script_of(10, EOS, 12, 13))
+    backend = scripted(script_of(10, EOS, 12, 13))
     parts = parts_over(backend)
     start(parts, max_tokens=20, speculative=drafting(8))
     parts.core.step()
@@ -290,7 +267,7 @@ def test_drafting_stops_after_a_drafted_eos() -> None:
 
 
 def test_a_round_drafts_no_more_than_can_be_delivered() -> None:
-    parts = parts_over(ScriptBackend(script_of(10, 11, 12, 13)))
+    parts = parts_over(scripted(script_of(10, 11, 12, 13)))
     start(parts, max_tokens=4, speculative=drafting(16))
     results = steps_to_end(parts.core)
     assert all_drafts(results) == [DraftStats(2, 2, 2)]
@@ -298,7 +275,7 @@ def test_a_round_drafts_no_more_than_can_be_delivered() -> None:
 
 
 def test_ngram_drafts_are_counted_at_depth_0() -> None:
-    parts = parts_over(ScriptBackend(script_of(8, 9, 5, 6, 7)), ngram_min=1)
+    parts = parts_over(scripted(script_of(8, 9, 5, 6, 7)), ngram_min=1)
     params = SpeculativeParams(method=DraftMethod.NGRAM, num_speculations=2)
     start(parts, max_tokens=6, prompt=[7, 8, 9, 5, 7], speculative=params)
     results = steps_to_end(parts.core)
@@ -308,7 +285,7 @@ def test_ngram_drafts_are_counted_at_depth_0() -> None:
 
 
 def test_passes_say_what_ran() -> None:
-    parts = parts_over(ScriptBackend(script_of(10, 11, 12, 13, 14)))
+    parts = parts_over(scripted(script_of(10, 11, 12, 13, 14)))
     start(parts, max_tokens=6, speculative=drafting(2))
     results = steps_to_end(parts.core)
     ran = [[(p.phase, p.exit_layer, p.num_rows) for p in r.stats.passes] for r in results]
@@ -365,7 +342,7 @@ def test_what_bypasses_the_prefix_cache_asks_it_nothing(caching: bool, scored: i
 
 
 def test_a_prompt_answered_with_one_token_is_cached_too() -> None:
-    parts = parts_over(ScriptBackend(script_of(10)))
+    parts = parts_over(scripted(script_of(10)))
     start(parts, max_tokens=1)
     run_to_end(parts.core)
     start(parts, "again", max_tokens=1)
@@ -376,7 +353,7 @@ def test_a_prompt_answered_with_one_token_is_cached_too() -> None:
 
 def test_times_and_intervals() -> None:
     clock = Clock(now_s=10.0)
-    parts = parts_over(ScriptBackend(script_of(10, 11, 12, 13)), clock, max_batched_tokens=3)
+    parts = parts_over(scripted(script_of(10, 11, 12, 13)), clock, max_batched_tokens=3)
     start(parts, max_tokens=5, speculative=drafting(2))
     results: list[StepResult] = []
     for now_s in (11.0, 12.0, 15.0, 19.0):
@@ -401,7 +378,7 @@ def test_times_and_intervals() -> None:
 
 
 def test_gauges_hold_the_state_after_the_step() -> None:
-    parts = parts_over(ScriptBackend(script_of(10)), max_num_seqs=1, kv_cache_tokens=80)
+    parts = parts_over(scripted(script_of(10)), max_num_seqs=1, kv_cache_tokens=80)
     start(parts, "a", max_tokens=2)
     start(parts, "b", max_tokens=2)
     stats = [result.stats for result in steps_to_end(parts.core)]

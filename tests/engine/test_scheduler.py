@@ -263,11 +263,11 @@ def test_unused_draft_blocks_are_given_back() -> None:
 def test_the_latest_arrival_is_preempted_first() -> None:
     bench = Bench(num_blocks=6, max_model_len=24)
     first, second, third = bench.add(3), bench.add(3), bench.add(3)
-    preempted: list[Request] = []
-    while bench.scheduler.num_running == 3 or not preempted:
+    plan = bench.round()
+    while not plan.num_preempted:
         plan = bench.round()
-        preempted += [r for r in (first, second, third) if r.slot is None]
     assert plan.num_preempted == 1
+    preempted = [request for request in (first, second, third) if request.slot is None]
     assert preempted == [third]
     assert (third.blocks, third.num_full, third.num_shallow) == ([], 0, 0)
     assert third.num_generated > 0

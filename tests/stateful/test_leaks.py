@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,12 @@ CONFIG = fake_config(vocab_size=32, num_layers=3, max_position_embeddings=64, eo
 
 def small_parts(**config: int) -> EngineParts:
     backend = FakeBackend(CONFIG, agreement=0.8)
-    options = {"block_size": 4, "max_model_len": 56, "kv_cache_tokens": 80, "max_num_seqs": 6}
+    options: dict[str, Any] = {
+        "block_size": 4,
+        "max_model_len": 56,
+        "kv_cache_tokens": 80,
+        "max_num_seqs": 6,
+    }
     return make_parts(backend, draft_exit_layer=1, **{**options, **config})
 
 
@@ -198,8 +204,15 @@ def test_the_threaded_engine_forgets_aborted_requests(
             reasons = await abort_many(engine, 200)
             assert engine.num_requests == 0
             assert (engine._streams, engine._open) == ({}, {})
-            # An idle engine holds nothing either, with its thread asleep.
-            gc.collect()
+            # One that ends by itself: its arrival is the last that the thread was told of.
+            params = SamplingParams(max_tokens=3)
+            assert len(await read_and_abort(engine.submit("last", [1], params), 1, 99)) == 1
+            # The thread comes to rest a little after the loop has heard of the end.
+            for _ in range(300):
+                gc.collect()
+                if not alive:
+                    break
+                await asyncio.sleep(0.005)
             assert len(alive) == 0
             assert reasons[FinishReason.ABORT] > 20
         assert_nothing_held(parts.core, 6)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.protocol import Backend, Residuals, Sweep
+from engine.backends.protocol import Residuals, Sweep
 from engine.cache.prefix import Entry
-from engine.config import ModelConfig
 from engine.core import Core
 from engine.request import Request
 from support.probes import Probe
@@ -27,7 +25,7 @@ def assert_blocks_accounted(core: Core) -> None:
     held = Counter(block for request in running for block in request.blocks)
     counted = {block: pool.num_references(block) for block in range(pool.num_total)}
     assert dict(held) == {block: count for block, count in counted.items() if count}
-    slots = [request.slot for request in running]
+    slots = [request.slot for request in running if request.slot is not None]
     free_slots = core.scheduler._free_slots
     assert sorted([*slots, *free_slots]) == list(range(len(slots) + len(free_slots)))
     for request in core.scheduler.requests():
@@ -66,7 +64,6 @@ def _prefix(entry: Entry) -> list[int]:
     return [token for step in reversed(path) for token in step.tokens]
 
 
-@dataclass(slots=True)
 class StateChecker:
     """A backend that checks each saved exit state before a sweep starts from it.
 
@@ -74,22 +71,14 @@ class StateChecker:
     position and through the first `row.first` layers.
     """
 
-    probe: Probe
-    core: Core | None = None
-    """Set once it exists: it knows whose block table is whose."""
-    num_checked: int = 0
-
-    @property
-    def backend(self) -> Backend:
-        return self.probe.backend
-
-    @property
-    def name(self) -> str:
-        return self.backend.name
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.backend.config
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.backend = probe.backend
+        self.name = self.backend.name
+        self.config = self.backend.config
+        self.core: Core | None = None
+        """Set once it exists: it knows whose block table is whose."""
+        self.num_checked = 0
 
     @property
     def draft_ids(self) -> NDArray[np.int64]:

@@ -19,7 +19,10 @@ Bits = NDArray[Any]
 class Probe(Protocol):
     """Reads one backend; `fresh` runs another of the same weights."""
 
-    backend: Backend
+    @property
+    def backend(self) -> Backend:
+        """The backend that is looked into."""
+        ...
 
     def kv(self, blocks: Sequence[int], block_size: int, num: int, depth: int) -> Bits:
         """K/V of positions 0..num−1 in layers 0..depth−1: depth × num × what a cell holds."""
