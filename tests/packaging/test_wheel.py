@@ -14,6 +14,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from support.served_process import serving
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "server", "clients")
 
@@ -52,7 +54,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this tree, the bundled model's files made up where the tree has none."""
+    """A copy of this tree, kinds of files that its bundled model has none of made up."""
     copy = tmp_path_factory.mktemp("sources")
     for package in (*PACKAGES, "tests", "docker"):
         shutil.copytree(
@@ -152,3 +154,18 @@ def test_command_runs_away_from_the_sources(environment: Path, tmp_path: Path) -
 
 def test_module_runs_away_from_the_sources(environment: Path, tmp_path: Path) -> None:
     assert "serve" in run(environment / "bin" / "python", "-m", "server", "--help", cwd=tmp_path)
+
+
+def test_serves_the_demo_away_from_the_sources(environment: Path, tmp_path: Path) -> None:
+    """No MODEL is named: it is the one that came with the wheel."""
+    command = (str(environment / "bin" / "bitskip"),)
+    with serving(None, tmp_path / "log", command=command, cwd=tmp_path) as served:
+        response = served.complete(
+            prompt="Once upon a time", max_tokens=12, temperature=0, ignore_eos=True
+        )
+        served.terminate()
+        assert served.process.wait(60) == 0
+    assert response["model"] == "bitskip-demo"
+    assert response["usage"]["completion_tokens"] == 12
+    assert response["choices"][0]["text"].strip()
+    assert str(environment) in served.log, "the model did not come from the wheel"
