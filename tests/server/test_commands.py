@@ -13,6 +13,9 @@ from engine.checkpoint.loader import load_checkpoint
 from server.cli import app
 from support.served_process import NUM_LAYERS, write_model
 
+ONE_THREAD = ("--threads", "1")
+"""For a model this small, threads that wait for each other cost more than they save."""
+
 
 def run(*arguments: str | Path) -> Result:
     """`bitskip` with these arguments, in this process, on a narrow terminal."""
@@ -41,7 +44,7 @@ def packed(model: Path) -> Path:
 def stories(model: Path) -> Path:
     """Three documents."""
     file = model.with_name("stories.txt")
-    texts = (f"Once upon a time there was number {number}." * 3 for number in range(3))
+    texts = (f"Once upon a time there was number {number}." for number in range(3))
     file.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
     return file
 
@@ -75,11 +78,11 @@ def test_pack_refuses_what_it_cannot_pack(model: Path, packed: Path, tmp_path: P
 
 
 def test_eval_as_json(packed: Path, stories: Path) -> None:
-    arguments = ("--data", stories, "--exits", "2,4", "--num-prompts", "2", "--json")
-    done = run("eval", packed, *arguments)
+    arguments = ("--data", stories, "--exits", "2,4", "--num-prompts", "1", "--json")
+    done = run("eval", packed, *ONE_THREAD, *arguments)
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["num_documents"] == 3 and report["num_tokens"] > 100
+    assert report["num_documents"] == 3 and report["num_tokens"] > 60
     assert report["num_speculations"] == 4 and report["num_generated_tokens"] > 0
     assert [score["exit_layer"] for score in report["exits"]] == [2, 4, NUM_LAYERS]
     for score in report["exits"]:
@@ -96,7 +99,7 @@ def test_eval_as_json(packed: Path, stories: Path) -> None:
 
 
 def test_eval_as_a_table(packed: Path, stories: Path) -> None:
-    done = run("eval", packed, "--data", stories, "--num-prompts", "1")
+    done = run("eval", packed, *ONE_THREAD, "--data", stories, "--num-prompts", "1")
     assert done.exit_code == 0, done.stderr
     for word in ("perplexity", "agreement", "acceptance", "3 documents"):
         assert word in done.stdout

@@ -74,7 +74,7 @@ def test_half_the_layers_answer(demo: ServedProcess) -> None:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load_model(demo_model_path(), EngineConfig())
+    return load_model(demo_model_path(), EngineConfig(), threads=1)
 
 
 def test_the_demo_is_packed() -> None:
