@@ -14,11 +14,15 @@ from zipfile import ZipFile
 
 import pytest
 
+from support.served_process import serving
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "server", "clients")
 
 # Kinds of files that a bundled model has. The builder leaves out whatever .gitignore matches,
 # so a pattern such as *.safetensors there would silently ship a server without its model.
+MADE_UP = "engine/demo/made_up"
+"""A folder of their own: the real model in engine/demo has to be served."""
 DEMO_FILES = (
     "README.md",
     "chat_template.jinja",
@@ -52,7 +56,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this tree, the bundled model's files made up where the tree has none."""
+    """A copy of this tree, with made-up files beside the bundled model's own."""
     copy = tmp_path_factory.mktemp("sources")
     for package in (*PACKAGES, "tests", "docker"):
         shutil.copytree(
@@ -61,10 +65,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, copy)
     for name in DEMO_FILES:
-        path = copy / "engine" / "demo" / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("made up")
+        path = copy / MADE_UP / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("made up")
     return copy
 
 
@@ -120,8 +123,8 @@ def test_holds_every_file_of_a_package(package: str, names: list[str], sources: 
     assert {name for name in names if name.startswith(f"{package}/")} == expected
 
 
-def test_holds_the_demo_model(names: list[str]) -> None:
-    assert {f"engine/demo/{name}" for name in DEMO_FILES} <= set(names)
+def test_holds_every_kind_of_file_that_a_model_has(names: list[str]) -> None:
+    assert {f"{MADE_UP}/{name}" for name in DEMO_FILES} <= set(names)
 
 
 def test_metadata(wheel: Path) -> None:
@@ -152,3 +155,18 @@ def test_command_runs_away_from_the_sources(environment: Path, tmp_path: Path) -
 
 def test_module_runs_away_from_the_sources(environment: Path, tmp_path: Path) -> None:
     assert "serve" in run(environment / "bin" / "python", "-m", "server", "--help", cwd=tmp_path)
+
+
+def test_serves_the_demo_away_from_the_sources(environment: Path, tmp_path: Path) -> None:
+    """No MODEL is named: it is the one that came with the wheel."""
+    command = (str(environment / "bin" / "bitskip"),)
+    with serving(None, tmp_path / "log", command=command, cwd=tmp_path) as served:
+        response = served.complete(
+            prompt="Once upon a time", max_tokens=12, temperature=0, ignore_eos=True
+        )
+        served.terminate()
+        assert served.process.wait(60) == 0
+    assert response["model"] == "bitskip-demo"
+    assert response["usage"]["completion_tokens"] == 12
+    assert response["choices"][0]["text"].strip()
+    assert str(environment) in served.log, "the model did not come from the wheel"

@@ -56,7 +56,7 @@ def environment(**changes: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("BITSKIP_") and name != "WEB_CONCURRENCY"
+        if not name.startswith("BITSKIP_") and name not in ("WEB_CONCURRENCY", "PYTHONPATH")
     }
     return {**kept, "OMP_NUM_THREADS": "1", **changes}
 

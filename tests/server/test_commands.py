@@ -1,0 +1,132 @@
+"""`bitskip pack` and `bitskip eval`, run as commands on a tiny model; and what help says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from engine.checkpoint.loader import load_checkpoint
+from server.cli import app
+from support.served_process import NUM_LAYERS, write_model
+
+ONE_THREAD = ("--threads", "1")
+"""For a model this small, threads that wait for each other cost more than they save."""
+
+
+def run(*arguments: str | Path) -> Result:
+    """`bitskip` with these arguments, in this process, on a narrow terminal."""
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80"})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpacked model; leave it as it is."""
+    return write_model(tmp_path_factory.mktemp("commands") / "model")
+
+
+@pytest.fixture(scope="module")
+def packed(model: Path) -> Path:
+    """The same, packed by the command."""
+    out = model.with_name("packed")
+    done = run("pack", model, out)
+    assert done.exit_code == 0, done.stderr
+    (line,) = done.stderr.split("\n")[-2:-1]
+    assert line.startswith(f"packed {7 * NUM_LAYERS} linears into {out}: ")
+    assert "MB became" in line and done.stdout == ""
+    return out
+
+
+@pytest.fixture(scope="module")
+def stories(model: Path) -> Path:
+    """Three documents."""
+    file = model.with_name("stories.txt")
+    texts = (f"Once upon a time there was number {number}." for number in range(3))
+    file.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
+    return file
+
+
+def refusal(*arguments: str | Path, code: int = 1) -> str:
+    done = run(*arguments)
+    assert done.exit_code == code, done.stderr
+    assert done.stdout == "" and isinstance(done.exception, SystemExit | None)
+    line = done.stderr.rstrip().splitlines()[-1]
+    assert line.lower().startswith("error: ")
+    return line
+
+
+def test_pack_makes_a_model_that_loads(packed: Path) -> None:
+    with load_checkpoint(packed) as checkpoint:
+        assert checkpoint.is_packed
+    assert (packed / "tokenizer.json").exists()
+
+
+def test_pack_overwrites_nothing(model: Path, packed: Path) -> None:
+    message = refusal("pack", model, packed)
+    assert str(packed) in message and "nothing is overwritten" in message
+
+
+def test_pack_refuses_what_it_cannot_pack(model: Path, packed: Path, tmp_path: Path) -> None:
+    assert "packed checkpoint already" in refusal("pack", packed, tmp_path / "out")
+    missing = tmp_path / "missing"
+    assert f"{missing}: no such directory" in refusal("pack", missing, tmp_path / "out")
+    assert "--dtype" in refusal("pack", model, tmp_path / "out", "--dtype", "fp8", code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_eval_as_json(packed: Path, stories: Path) -> None:
+    arguments = ("--data", stories, "--exits", "2,4", "--num-prompts", "1", "--json")
+    done = run("eval", packed, *ONE_THREAD, *arguments)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["num_documents"] == 3 and report["num_tokens"] > 60
+    assert report["num_speculations"] == 4 and report["num_generated_tokens"] > 0
+    assert [score["exit_layer"] for score in report["exits"]] == [2, 4, NUM_LAYERS]
+    for score in report["exits"]:
+        assert math.isfinite(score["perplexity"]) and score["perplexity"] > 1
+        # The same likelihood, per token and per byte.
+        per_byte = math.log2(score["perplexity"]) * report["num_tokens"] / report["num_bytes"]
+        assert score["bits_per_byte"] == pytest.approx(per_byte)
+    *early, full = report["exits"]
+    assert full["agreement"] == 1 and full["draft_acceptance_rate"] is None
+    for score in early:
+        assert 0 < score["agreement"] < 1
+        assert 0 < score["draft_acceptance_rate"] <= 1
+        assert 1 < score["mean_acceptance_length"] <= 5
+
+
+def test_eval_as_a_table(packed: Path, stories: Path) -> None:
+    done = run("eval", packed, *ONE_THREAD, "--data", stories, "--num-prompts", "1")
+    assert done.exit_code == 0, done.stderr
+    for word in ("perplexity", "agreement", "acceptance", "3 documents"):
+        assert word in done.stdout
+    rows = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")]
+    assert rows == ["1", "3", "4", "6"]
+
+
+def test_eval_refuses_what_it_cannot_do(packed: Path, stories: Path, tmp_path: Path) -> None:
+    assert "exit 7" in refusal("eval", packed, "--data", stories, "--exits", "3,7")
+    assert "--exits" in refusal("eval", packed, "--data", stories, "--exits", "3;6", code=2)
+    assert "--data" in refusal("eval", packed, code=2)
+    missing = tmp_path / "missing.txt"
+    assert str(missing) in refusal("eval", packed, "--data", missing)
+    missing.write_text("\n<|endoftext|>\n")
+    assert "holds no text" in refusal("eval", packed, "--data", missing)
+
+
+@pytest.mark.parametrize("command", ["serve", "pack", "train", "eval"])
+def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "…" not in result.output and "..." not in result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+
+
+def test_help_lists_the_commands() -> None:
+    result = run("--help")
+    assert "..." not in result.output.partition("Commands:")[2]
+    for command in ("serve", "pack", "train", "eval"):
+        assert f"\n  {command} " in result.output

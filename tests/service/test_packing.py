@@ -1,0 +1,31 @@
+"""Packing a model changes its size, and no token that it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.packing import pack_checkpoint
+from engine.config import EngineConfig
+from engine.llm import LLM
+from engine.types import SamplingParams
+from support.served_process import write_model
+
+
+@pytest.mark.parametrize("exit_layer", [2, None])
+def test_packing_changes_no_token(tmp_path: Path, exit_layer: int | None) -> None:
+    model = write_model(tmp_path / "model")
+    summary = pack_checkpoint(model, tmp_path / "packed")
+    assert summary.packed_bytes < summary.source_bytes / 2
+    params = [
+        SamplingParams(max_tokens=24, exit_layer=exit_layer, logprobs=3, ignore_eos=True, **each)
+        for each in ({"temperature": 0.0}, {"seed": 5})
+    ]
+    answers = []
+    for path in (model, tmp_path / "packed"):
+        with LLM(path, EngineConfig(kv_cache_tokens=4096), threads=1) as llm:
+            generations = llm.generate(["Once upon a time"] * 2, params)
+            answers.append([generation.choices[0].tokens for generation in generations])
+    assert [len(tokens) for tokens in answers[0]] == [24, 24]
+    assert answers[0] == answers[1]
