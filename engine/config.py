@@ -176,6 +176,8 @@ class ModelConfig:
     @classmethod
     def from_directory(cls, path: Path) -> ModelConfig:
         """Read `path/config.json`. Raises `CheckpointError` when it is absent or broken."""
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such directory")
         file = path / "config.json"
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
