@@ -45,7 +45,7 @@ def test_a_story_streams(demo: ServedProcess) -> None:
         return_metrics=True,
     )
     text = joined_text(events)
-    assert len(text.split()) > 20 and text.isascii()
+    assert len(text.split()) > 20 and "\ufffd" not in text
     metrics = events[-1]["metrics"]
     assert metrics["exit_layer"] == 12
     figures = metrics["speculative_decoding"]
