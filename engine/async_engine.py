@@ -248,6 +248,8 @@ class AsyncEngine:
         self._streams.clear()
         self._open.clear()
         self._idle.set()
+        for listener in self._listeners:
+            listener(StepStats())  # Nothing runs any more: the gauges fall to 0.
 
     # --- on the engine thread ----------------------------------------------------------------
 

@@ -230,7 +230,7 @@ class EngineConfig:
     max_model_len: int | None = None
     """Longest prompt plus completion; None: the trained context, which it may not exceed."""
     max_batched_tokens: int = 512
-    """Rows in one sweep, at most, while prompts are read."""
+    """Prompt rows in one sweep, at most; decoding choices' rows come on top."""
     prefill_budget_s: float = 0.1
     """Predicted time that prompt rows may add to a sweep while anyone decodes."""
     enable_prefix_caching: bool = True

@@ -63,6 +63,8 @@ class RoundRunner:
             if work.num_drafts and work.request.ngrams is not None:
                 for token in work.request.ngrams.propose(work.num_drafts):
                     work.request.add_draft(token)
+                    if work.request.ends_with(token):
+                        break
             elif work.num_drafts:
                 active.append(index)
         while active:

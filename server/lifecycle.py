@@ -104,8 +104,8 @@ class Lifecycle:
     async def serve(self, on_ready: Callable[[], None] | None = None) -> int:
         """The same as `run`, on the running loop and without signals.
 
-        The listener is open while the engine starts, so that probes see `loading`. Raises what
-        keeps the engine from starting.
+        The model has been loaded before; the listener opens beside the engine's start. Raises
+        what keeps the engine from starting.
         """
         # Otherwise streams could be cut off by a signal that is ours to handle.
         AppStatus.disable_automatic_graceful_drain()

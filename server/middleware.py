@@ -50,7 +50,7 @@ class RequestBoundary:
         try:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
-            logger.info("request %s: the client left before its body had arrived", request_id)
+            logger.info("request %s: the client left before it was answered", request_id)
         except Exception as error:
             if has_begun:
                 raise

@@ -242,8 +242,8 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_best_of(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of > self.n:
-            raise _invalid("best_of", "greater than n is not supported")
+        if self.best_of is not None and self.best_of != self.n:
+            raise _invalid("best_of", "is only supported where it equals n")
         return self
 
 

@@ -39,7 +39,7 @@ class ServerSettings(BaseSettings):
     served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Name that requests use for the model, repeatable; the first is the one "
-        "that answers show. Default: the name of the model's directory.",
+        "that answers show. Default: the name of the model's directory; bitskip-demo for the demo.",
     )
     backend: str = Field(
         default="auto",

@@ -125,7 +125,8 @@ class PrefixIndex:
         """Index `block` as the K/V of `tokens` after `parent`, valid to `depth` layers.
 
         If the prefix has an entry already, a deeper block takes its place (and the entry keeps
-        its descendants, for it means the same as before); otherwise nothing changes.
+        its descendants, for it means the same as before); otherwise nothing changes, save that
+        the entry's own block may turn out to be valid to a greater depth.
         """
         assert len(tokens) == self._block_size, "only complete blocks are indexed"
         assert parent is None or parent in self, "the parent is no longer indexed"
@@ -133,6 +134,10 @@ class PrefixIndex:
         hash_ = self._hash(parent, tokens)
         entry = self._find(hash_, parent, tokens)
         if entry is not None and entry.depth >= depth:
+            return Insertion(entry, is_indexed=False, displaced=None)
+        if entry is not None and entry.block == block:
+            # A shallower holder of this shared block has indexed it anew; it is good for more.
+            entry.depth = depth
             return Insertion(entry, is_indexed=False, displaced=None)
         assert block not in self._by_block, f"block {block} is indexed for another prefix"
         if entry is not None:

@@ -101,7 +101,8 @@ def evaluate(
         num_documents=len(documents),
         num_tokens=tallies[depth].num_tokens,
         num_bytes=num_bytes,
-        num_generated_tokens=sum(each.num_generated_tokens for each in drafts.values()),
+        # Every exit drafts the same text: counted once.
+        num_generated_tokens=max(each.num_generated_tokens for each in drafts.values()),
         num_speculations=num_speculations,
         exits=tuple(
             ExitScore(

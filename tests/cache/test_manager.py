@@ -246,3 +246,38 @@ def test_check_integrity_notices_a_disagreement() -> None:
     cache._index.drop(blocks[0])
     with pytest.raises(AssertionError, match="disagree"):
         cache.check_integrity()
+
+
+def test_a_shared_block_is_indexed_anew_by_its_shallower_holder_first() -> None:
+    manager = KVCacheManager(8, 4)
+    prefix = [1, 2, 3, 4]
+
+    def admit(tokens: list[int], exit_layer: int, num_tokens: int) -> tuple[list[int], CommitState]:
+        match = manager.match(tokens, exit_layer, len(tokens) - 1)
+        blocks = manager.admit(match, num_tokens)
+        assert blocks is not None
+        return blocks, manager.commit_state(match)
+
+    first, first_state = admit([*prefix, 5], 8, 5)
+    manager.commit(first, [*prefix, 5], 4, 8, first_state)
+    manager.free(first)
+    shallow, shallow_state = admit([*prefix, 5], 6, 6)
+    deep, deep_state = admit([*prefix, 6], 8, 6)
+    assert shallow[0] == deep[0]
+    # A deeper block takes the shared one's place in the index, and is evicted.
+    deepest, deepest_state = admit([*prefix, 7], 12, 6)
+    manager.commit(deepest, [*prefix, 7], 4, 12, deepest_state)
+    manager.free(deepest)
+    pressure: list[int] = []
+    assert manager.grow(pressure, 4 * manager.num_free)
+    manager.free(pressure)
+    assert manager.num_indexed == 0
+
+    manager.grow(shallow, 9)
+    manager.commit(shallow, [*prefix, 5, 9, 9, 9], 8, 6, shallow_state)
+    assert not manager.match([*prefix, 0], 8, 4).blocks
+    manager.grow(deep, 9)
+    manager.commit(deep, [*prefix, 6, 8, 8, 8], 8, 8, deep_state)
+    manager.check_integrity()
+    assert manager.match([*prefix, 0], 8, 4).blocks == (deep[0],)
+    assert manager.match([*prefix, 6, 8, 8, 8, 0], 8, 8).num_tokens == 8

@@ -284,6 +284,17 @@ def test_ngram_drafts_are_counted_at_depth_0() -> None:
     assert {p.phase for r in results[1:] for p in r.stats.passes} <= {"verify", "decode"}
 
 
+def test_ngram_drafts_stop_after_an_eos_too() -> None:
+    """The text has an EOS after 7 8: it is drafted, and what follows it there is not."""
+    backend = scripted(script_of(8, EOS))
+    parts = parts_over(backend, ngram_min=1)
+    params = SpeculativeParams(method=DraftMethod.NGRAM, num_speculations=4)
+    start(parts, max_tokens=20, prompt=[7, 8, EOS, 9, 7], speculative=params)
+    results = steps_to_end(parts.core)
+    assert [p.num_rows for p in results[1].stats.passes] == [2]
+    assert all_drafts(results) == [DraftStats(0, 1, 1)]
+
+
 def test_passes_say_what_ran() -> None:
     parts = parts_over(scripted(script_of(10, 11, 12, 13, 14)))
     start(parts, max_tokens=6, speculative=drafting(2))

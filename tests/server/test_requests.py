@@ -199,6 +199,7 @@ BAD_FIELDS: list[tuple[str, object, str]] = [
     ("stream_options", {"include_usage": True}, "stream_options"),
     ("stream_options", [], "stream_options"),
     ("best_of", 2, "best_of"),
+    ("best_of", -3, "best_of"),
     ("prompt", None, "prompt"),
     ("prompt", "", "prompt"),
     ("prompt", [], "prompt"),
