@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+import math
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -36,14 +37,36 @@ class JSONBody(Response):
         return encode_json(content)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidRequestError("The body holds a number that JSON does not have (NaN or infinity)")
+def _dotted_name_of_non_finite(value: Any, name: str = "") -> str | None:
+    """Where in a parsed body the first NaN or infinity stands; list indices are left out."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return name
+    if isinstance(value, dict):
+        parts = [(f"{name}.{key}" if name else key, item) for key, item in value.items()]
+    else:
+        parts = [(name, item) for item in value] if isinstance(value, list) else []
+    found = (_dotted_name_of_non_finite(item, part) for part, item in parts)
+    return next((part for part in found if part is not None), None)
 
 
 def parse_json(body: bytes) -> Any:
     """The value of a JSON text; `InvalidRequestError` if it is none, or holds NaN."""
+    constants: list[str] = []
+
+    def note_constant(constant: str) -> float:
+        constants.append(constant)
+        return math.nan
+
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_constant=note_constant)
+        # Looked for only when there is one: bodies may hold long lists of token ids.
+        if constants:
+            name = _dotted_name_of_non_finite(value) or "The body"
+            raise InvalidRequestError(
+                f"{name} holds a number that JSON does not have (NaN or infinity)",
+                param=None if name == "The body" else name,
+            )
+        return value
     except json.JSONDecodeError as error:
         raise InvalidRequestError(
             f"The body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"

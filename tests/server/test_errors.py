@@ -64,6 +64,7 @@ def assert_error(response: httpx.Response, status: int) -> dict[str, object]:
         b'{"prompt": "hi", "logit_bias": {"5": 1e999}}',
         b'{"prompt": "hi", "seed": ' + b"9" * 5000 + b"}",
         b"[" * 100_000,
+        b'{"prompt": ' + b"[" * 900 + b"NaN" + b"]" * 900 + b"}",
         b'{"prompt": "\\ud800"}',
     ],
 )
@@ -73,6 +74,25 @@ def test_bodies_that_are_no_request(client: httpx.Client, body: bytes) -> None:
     assert error["type"] == "invalid_request_error"
     assert b"999" not in response.content
     json.loads(response.content, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"prompt": "hi", "temperature": NaN}', "temperature"),
+        (b'{"prompt": "hi", "top_p": -Infinity}', "top_p"),
+        (b'{"prompt": "hi", "temperature": 1e999}', "temperature"),
+        (b'{"prompt": [1, NaN]}', "prompt"),
+        (b'{"prompt": "hi", "speculative": {"exit_layer": NaN}}', "speculative.exit_layer"),
+        (b"[NaN]", None),
+    ],
+)
+def test_numbers_that_json_lacks_are_named(
+    client: httpx.Client, body: bytes, param: str | None
+) -> None:
+    error = assert_error(client.post("/v1/completions", content=body), 400)
+    assert error["param"] == param
+    assert (param or "body") in str(error["message"]).lower()
 
 
 def test_unknown_model(client: httpx.Client) -> None:
