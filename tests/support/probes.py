@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ class Probe(Protocol):
         ...
 
 
-class _Remembering:
+class _Remembering(ABC):
     """Remembers what was computed from scratch: it is a pure function of tokens and depth."""
 
     def __init__(self) -> None:
@@ -49,8 +50,8 @@ class _Remembering:
             self._known[key] = self._compute(key[1], depth)
         return self._known[key]
 
-    def _compute(self, tokens: tuple[int, ...], depth: int) -> tuple[Bits, Bits]:
-        raise NotImplementedError
+    @abstractmethod
+    def _compute(self, tokens: tuple[int, ...], depth: int) -> tuple[Bits, Bits]: ...
 
 
 def _one_sweep(backend: Backend, tokens: Sequence[int], depth: int) -> Any:
