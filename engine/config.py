@@ -104,6 +104,12 @@ class ModelConfig:
         """Output width of k_proj and of v_proj."""
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def suggested_exits(self) -> tuple[int, ...]:
+        """Depths worth trying: a quarter, a half, three quarters and all of the layers."""
+        quarters = (self.num_layers * quarter // 4 for quarter in (1, 2, 3, 4))
+        return tuple(sorted({max(1, exit_layer) for exit_layer in quarters}))
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Read a Hugging Face `config.json`; silent fields get the family's defaults.

@@ -49,8 +49,3 @@ def system_fingerprint(engine: Engine) -> str:
     """A short digest of what decides the floats: version, backend and the model's shape."""
     facts = f"{package_version()} {engine.backend_name} {engine.model_config}"
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
-
-
-def suggested_exit_layers(num_layers: int) -> tuple[int, ...]:
-    """Depths worth trying: the quarters of the model, itself included."""
-    return tuple(sorted({max(1, num_layers * quarter // 4) for quarter in (1, 2, 3, 4)}))

@@ -54,11 +54,6 @@ class _Drafts(NamedTuple):
     num_generated_tokens: int = 0
 
 
-def default_exits(num_layers: int) -> tuple[int, ...]:
-    """A quarter, a half, three quarters and all of the layers."""
-    return tuple(sorted({max(1, num_layers * quarter // 4) for quarter in (1, 2, 3, 4)}))
-
-
 def evaluate(
     model: LoadedModel,
     documents: Sequence[str],
@@ -83,7 +78,7 @@ def evaluate(
     for exit_layer in exits:
         if not 1 <= exit_layer <= depth:
             raise ConfigError(f"exit {exit_layer} does not lie in 1..{depth}")
-    chosen = tuple(sorted({*(exits or default_exits(depth)), depth}))
+    chosen = tuple(sorted({*(exits or model.config.suggested_exits), depth}))
     windows = _windows(model, documents)
     if not windows:
         raise ConfigError("the documents have no token to predict")

@@ -1,13 +1,12 @@
 """From logits to tokens: noise, filters, penalties, acceptance and reported logprobs."""
 
-from engine.sampling.acceptance import accept, sources
+from engine.sampling.acceptance import sources
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.noise import choice_seed, draw_seed, gumbel
 from engine.sampling.sampler import SamplingState, sample
 
 __all__ = [
     "SamplingState",
-    "accept",
     "choice_seed",
     "draw_seed",
     "gumbel",

@@ -137,10 +137,8 @@ def _run(settings: ServerSettings) -> int:
 
 def summary(engine: Engine, path: Path, address: str) -> Table:
     """What is being served, and where."""
-    from server.context import suggested_exit_layers
-
     model, config = engine.model_config, engine.config
-    exits = ", ".join(map(str, suggested_exit_layers(model.num_layers)))
+    exits = ", ".join(map(str, model.suggested_exits))
     drafts = f"drafts at layer {config.draft_exit_layer}" if config.speculative else "no drafts"
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("model", str(path))

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from server.context import ServerContext, get_context, suggested_exit_layers
+from server.context import ServerContext, get_context
 from server.wire import JSONBody
 
 router = APIRouter()
@@ -14,7 +14,7 @@ router = APIRouter()
 
 def model_object(context: ServerContext, name: str) -> dict[str, Any]:
     """OpenAI's model object, with what early exits need to be known."""
-    num_layers = context.engine.model_config.num_layers
+    model = context.engine.model_config
     return {
         "id": name,
         "object": "model",
@@ -23,8 +23,8 @@ def model_object(context: ServerContext, name: str) -> dict[str, Any]:
         "root": context.model_names[0],
         "parent": None,
         "max_model_len": context.engine.config.max_model_len,
-        "num_layers": num_layers,
-        "exit_layers": list(suggested_exit_layers(num_layers)),
+        "num_layers": model.num_layers,
+        "exit_layers": list(model.suggested_exits),
     }
 
 

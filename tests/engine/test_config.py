@@ -215,3 +215,11 @@ def test_resolve_fits_long_contexts_and_shallow_models() -> None:
 def test_impossible_settings_are_refused(fields: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         EngineConfig(**fields).resolve(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "expected"),
+    [(24, (6, 12, 18, 24)), (12, (3, 6, 9, 12)), (6, (1, 3, 4, 6)), (2, (1, 2)), (1, (1,))],
+)
+def test_suggested_exits_are_the_quarters(num_layers: int, expected: tuple[int, ...]) -> None:
+    assert fake_config(num_layers=num_layers).suggested_exits == expected

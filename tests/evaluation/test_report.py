@@ -12,7 +12,7 @@ import pytest
 
 from engine.build import LoadedModel
 from engine.errors import ConfigError
-from engine.evaluation.report import EvaluationReport, default_exits, evaluate
+from engine.evaluation.report import EvaluationReport, evaluate
 from engine.tokenizer import Tokenizer
 from support.fake_backend import FakeBackend, fake_config
 from support.oracle import logits_from_scratch
@@ -146,11 +146,3 @@ def test_refuses_to_evaluate_on_nothing(tokenizer: Tokenizer) -> None:
     without_eos = LoadedModel(config, tokenizer, FakeBackend(config))
     with pytest.raises(ConfigError, match="no token to predict"):
         evaluate(without_eos, ["x"])
-
-
-@pytest.mark.parametrize(
-    ("num_layers", "expected"),
-    [(24, (6, 12, 18, 24)), (12, (3, 6, 9, 12)), (6, (1, 3, 4, 6)), (2, (1, 2)), (1, (1,))],
-)
-def test_default_exits_are_the_quarters(num_layers: int, expected: tuple[int, ...]) -> None:
-    assert default_exits(num_layers) == expected

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.sampling import accept, sources
+from engine.sampling import sources
 from engine.types import TokenSource
 
 DRAFT, CORRECTED, BONUS, PLAIN = (
@@ -11,28 +11,6 @@ DRAFT, CORRECTED, BONUS, PLAIN = (
     TokenSource.BONUS,
     TokenSource.PLAIN,
 )
-
-
-@pytest.mark.parametrize(
-    ("drafts", "targets", "expected"),
-    [
-        ([], [9], 0),
-        ([1], [1, 2], 1),
-        ([1], [2, 1], 0),
-        ([1, 2, 3], [1, 2, 3, 4], 3),
-        ([1, 2, 3], [1, 9, 3, 4], 1),
-        ([1, 2, 3], [9, 2, 3, 4], 0),
-        ([1, 2, 3], [1, 2, 9, 3], 2),
-    ],
-)
-def test_accept(drafts: list[int], targets: list[int], expected: int) -> None:
-    assert accept(drafts, targets) == expected
-
-
-@pytest.mark.parametrize(("drafts", "targets"), [([1], [1]), ([], []), ([1], [1, 2, 3])])
-def test_accept_needs_one_target_more(drafts: list[int], targets: list[int]) -> None:
-    with pytest.raises(ValueError, match="one more target"):
-        accept(drafts, targets)
 
 
 @pytest.mark.parametrize(

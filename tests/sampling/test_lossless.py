@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.sampling import SamplingState, accept, sample
+from engine.sampling import SamplingState, sample
 from engine.types import SamplingParams
 
 VOCAB_SIZE = 24
@@ -31,6 +31,12 @@ def draft_logits(tokens: Sequence[int]) -> NDArray[np.float32]:
     return (target_logits(tokens) + error).astype(np.float32)[DRAFT_IDS]
 
 
+def agreed(drafts: Sequence[int], targets: Sequence[int]) -> int:
+    """The rule: a draft stands while it, and all before it, are verification's own tokens."""
+    pairs = zip(drafts, targets, strict=False)
+    return next((i for i, (draft, target) in enumerate(pairs) if draft != target), len(drafts))
+
+
 def plain(params: SamplingParams) -> list[int]:
     state = SamplingState(params, PROMPT, EOS, SEED)
     tokens: list[int] = [*PROMPT]
@@ -45,7 +51,7 @@ def plain(params: SamplingParams) -> list[int]:
 def speculative(
     params: SamplingParams,
     num_drafts: int,
-    accept: Accept = accept,
+    accept: Accept = agreed,
     forget_drafts: bool = False,
     shift: int = 0,
 ) -> tuple[list[int], float]:

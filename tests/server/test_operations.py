@@ -15,7 +15,6 @@ from server.cli import app
 from server.commands import clean_errors
 from server.commands import serve as serve_command
 from server.commands.serve import summary
-from server.context import suggested_exit_layers
 from server.errors import unavailable
 from server.settings import ServerSettings, load_settings
 from server.version import package_version
@@ -33,13 +32,6 @@ def test_models(client: httpx.Client) -> None:
     assert (first["max_model_len"], first["num_layers"]) == (512, 8)
     assert first["exit_layers"] == [2, 4, 6, 8]
     assert client.get("/v1/models/tiny").json() == first
-
-
-@pytest.mark.parametrize(
-    ("num_layers", "layers"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (24, (6, 12, 18, 24))]
-)
-def test_suggested_exit_layers(num_layers: int, layers: tuple[int, ...]) -> None:
-    assert suggested_exit_layers(num_layers) == layers
 
 
 @pytest.mark.parametrize("path", ["/health", "/ping"])
