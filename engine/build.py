@@ -99,7 +99,7 @@ def build_engine(
 ) -> AsyncEngine:
     """An engine for an event loop, loaded but not started; raises as `build_parts`."""
     parts = build_parts(path, engine_config, backend, threads)
-    return AsyncEngine(parts.core, parts.intake, parts.backend.name, parts.backend.close)
+    return AsyncEngine(parts.core, parts.intake, parts.backend)
 
 
 def _with_generation_eos(model: ModelConfig, path: Path) -> ModelConfig:
