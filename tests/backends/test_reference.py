@@ -24,7 +24,7 @@ def checkpoint() -> MemoryCheckpoint:
 
 def test_implements_the_protocol(checkpoint: MemoryCheckpoint) -> None:
     backend: Backend = ReferenceBackend(checkpoint, draft_vocab_size=8)
-    assert (backend.name, backend.head_dtype) == ("reference", "float32")
+    assert (backend.name, backend.head_dtype) == ("reference", "fp32")
     assert backend.config is CONFIG
 
 

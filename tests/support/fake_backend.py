@@ -101,7 +101,7 @@ class FakeBackend:
     """
 
     name = "fake"
-    head_dtype = "float32"
+    head_dtype = "fp32"
     agreement_power = 4.0
     """Found by measuring; more ids to choose from need more alike logits."""
 
