@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := .ci/constraints.txt
 SOURCES := $(wildcard engine server clients tests)
+CSRC := engine/backends/cpu/csrc
+NATIVE := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*.inl $(CSRC)/CMakeLists.txt $(CSRC)/*.cmake)
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	-c $(CONSTRAINTS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -39,12 +41,13 @@ format: $(VENV)/.installed-dev ## format the code and apply the linter's safe fi
 	@$(VENV)/bin/ruff format $(SOURCES)
 
 clean: ## remove .venv, build outputs and caches
+	git clean -fdXq $(CSRC)/.. 2>/dev/null || true
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Dated by the files that say what to install, so a second run has nothing to do. A .venv whose
 # making was cut short has no pip and is made anew.
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"bitskip-server needs Python 3.11 or newer; name one with PYTHON=...")'
 	@test -x $(VENV)/bin/pip || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }

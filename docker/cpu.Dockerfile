@@ -11,6 +11,11 @@ FROM ${BASE_IMAGE} AS builder
 # A further package index that offers torch's CPU build; the default index has the CUDA one.
 ARG TORCH_INDEX_URL
 
+# The native kernels are compiled here; the second stage needs no compiler.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /src
 RUN python -m venv /opt/bitskip
 

@@ -61,6 +61,8 @@ def load_model(
         draft_vocab_size=config.draft_vocab_size,
         always_draft_ids=sorted({*model.eos_token_ids, *tokenizer.special_ids}),
         threads=threads,
+        head_dtype=config.head_dtype,
+        kv_dtype=config.kv_dtype,
     )
     return LoadedModel(model, tokenizer, loaded)
 

@@ -229,6 +229,10 @@ class EngineConfig:
 
     block_size: int = 16
     """Positions per K/V block."""
+    head_dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """What the LM head is held in; auto: what the backend is best at."""
+    kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """What K/V is rounded to, once, on writing."""
     kv_cache_tokens: int | None = None
     """Positions that the K/V pool holds; None: four full contexts, at least 16,384."""
     max_num_seqs: int = 256

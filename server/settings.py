@@ -48,6 +48,14 @@ class ServerSettings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="Threads that compute. Default: one per core."
     )
+    head_dtype: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        default="auto",
+        description="What the LM head is held in: fp32, bf16 or int8; auto: int8 on the cpu backend.",
+    )
+    kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        default="auto",
+        description="What K/V is cached in: fp16 or int8, on the reference backend fp32 or fp16.",
+    )
     max_model_len: int | None = Field(
         default=None,
         description="Longest prompt plus completion, in tokens. Default: the trained context.",
@@ -132,6 +140,8 @@ class ServerSettings(BaseSettings):
         """The engine's part of the options, still to be resolved for a model."""
         return EngineConfig(
             block_size=self.block_size,
+            head_dtype=self.head_dtype,
+            kv_dtype=self.kv_dtype,
             kv_cache_tokens=self.kv_cache_tokens,
             max_num_seqs=self.max_num_seqs,
             max_model_len=self.max_model_len,

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.backends.protocol import Row, Sweep, draft_vocabulary
+from engine.checkpoint.source import WeightSource
 from engine.errors import ConfigError
 from engine.model.decoder import Decoder, Placement
-from engine.model.weights import WeightSource, load_weights
+from engine.model.weights import load_weights
 
-_KV_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 class ReferenceBackend:
@@ -34,7 +35,7 @@ class ReferenceBackend:
         checkpoint: WeightSource,
         *,
         device: str | torch.device = "cpu",
-        kv_dtype: Literal["float32", "float16"] = "float32",
+        kv_dtype: Literal["fp32", "fp16"] = "fp32",
         draft_vocab_size: int,
         always_draft_ids: Sequence[int] = (),
         threads: int | None = None,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
 from engine.backends.protocol import Backend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import ConfigError
 
-BACKENDS = ("reference",)
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("cpu", "reference")
 """Names in order of preference: `auto` takes the first that can run here."""
 
 
@@ -19,21 +24,56 @@ def create_backend(
     draft_vocab_size: int,
     always_draft_ids: Sequence[int],
     threads: int | None = None,
+    head_dtype: str = "auto",
+    kv_dtype: str = "auto",
 ) -> Backend:
     """Load a checkpoint onto the backend `name`, or onto the best one for `auto`.
 
-    Raises `ConfigError` for a name that does not exist.
+    The dtypes are those of the head and of the K/V cache; `auto` leaves them to the backend.
+    Raises `ConfigError` for what does not exist, or cannot run here.
     """
     if name == "auto":
         name = BACKENDS[0]
+        if not has_native_kernels():
+            name = "reference"
+            logger.warning(
+                "the native kernels were not compiled (no C++ compiler at install time): "
+                "running on the reference backend, which is many times slower"
+            )
+    chosen: dict[str, Any] = {"head_dtype": head_dtype, "kv_dtype": kv_dtype}
+    options = {option: value for option, value in chosen.items() if value != "auto"}
+    if name == "cpu":
+        if not has_native_kernels():
+            raise ConfigError(
+                "backend 'cpu' was not compiled: install a C++ compiler, then the package again"
+            )
+        from engine.backends.cpu.backend import CpuBackend
+
+        return CpuBackend(
+            checkpoint,
+            draft_vocab_size=draft_vocab_size,
+            always_draft_ids=always_draft_ids,
+            threads=threads,
+            **options,
+        )
     if name == "reference":
         from engine.backends.reference import ReferenceBackend
 
+        if options.pop("head_dtype", "fp32") != "fp32":
+            raise ConfigError(
+                f"head_dtype {head_dtype} is not for the reference backend, whose head is fp32"
+            )
         return ReferenceBackend(
             checkpoint,
             draft_vocab_size=draft_vocab_size,
             always_draft_ids=always_draft_ids,
             threads=threads,
+            **options,
         )
     choices = ", ".join(("auto", *BACKENDS))
     raise ConfigError(f"backend {name!r} does not exist; choose one of: {choices}")
+
+
+def has_native_kernels() -> bool:
+    """Whether the cpu backend was compiled when the package was installed."""
+    return find_spec("engine.backends.cpu._native") is not None

@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LM_HEAD, norm_names
-from engine.config import ModelConfig
+from engine.checkpoint.source import WeightSource
 from engine.model.ops import RMSNorm, TernaryMatrix
-
-
-class TernaryTensor(Protocol):
-    """One ternary linear: `scale` × `trits`."""
-
-    @property
-    def trits(self) -> NDArray[np.int8]:
-        """outputs × inputs, each −1, 0 or +1."""
-        ...
-
-    @property
-    def scale(self) -> np.float32: ...
-
-
-class WeightSource(Protocol):
-    """What the decoder asks of a checkpoint; a loaded one satisfies it, and so can tests."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    def linear(self, layer: int, linear: str, /) -> TernaryTensor:
-        """One of a layer's ternary linears, by its name in `names.LINEARS`."""
-        ...
-
-    def tensor(self, name: str, /) -> NDArray[np.floating]:
-        """A float tensor by its canonical name."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

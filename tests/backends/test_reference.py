@@ -78,7 +78,7 @@ def test_tied_models_read_the_head_off_the_embedding(checkpoint: MemoryCheckpoin
 
 
 def test_half_precision_cache_is_close_and_rounded_once(checkpoint: MemoryCheckpoint) -> None:
-    half = ReferenceBackend(checkpoint, kv_dtype="float16", draft_vocab_size=8)
+    half = ReferenceBackend(checkpoint, kv_dtype="fp16", draft_vocab_size=8)
     single = ReferenceBackend(checkpoint, draft_vocab_size=8)
     half_logits = sequence_logits(half, TOKENS, 3)
     single_logits = sequence_logits(single, TOKENS, 3)

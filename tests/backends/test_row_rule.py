@@ -100,7 +100,7 @@ def together(
     return [(np.stack(r), np.stack(z)) for r, z in zip(residuals, logits, strict=True)]
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.usefixtures("restore_threads")
 def test_rows_do_not_depend_on_their_company(shape: str, kv_dtype: str) -> None:

@@ -96,7 +96,7 @@ def test_what_is_printed_is_plain_and_useful(packed_model: Path, own: ServedProc
     for label, value in {
         "model": str(packed_model),
         "variant": "v1, 6 layers of 48",
-        "backend": "reference",
+        "backend": "cpu",
         "exits": "1 to 6",
         "memory": "MiB",
         "address": own.url,

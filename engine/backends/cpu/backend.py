@@ -1,0 +1,208 @@
+"""The CPU backend's Python side: arranges a checkpoint for the native model, which does the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.cpu import _native
+from engine.backends.protocol import Sweep, draft_vocabulary
+from engine.checkpoint.loader import PackedCheckpoint
+from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, norm_names
+from engine.checkpoint.ternary import pack_trits
+from engine.checkpoint.source import WeightSource
+from engine.config import ModelConfig
+from engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.backends.protocol import Draw
+
+HeadDtype = Literal["int8", "bf16", "fp32"]
+KVDtype = Literal["fp16", "int8"]
+
+_LANES = 16
+"""Rows of floats are padded to as many elements."""
+
+
+class CpuBackend:
+    """Runs sweeps in native code; implements `engine.backends.protocol.Backend`.
+
+    `head_dtype` int8 rounds each head row to 8 bits with a scale of its own, and the residual to
+    at most 14 bits, so that their product's sum is exact; fp32 reads the head as it is
+    stored. `kv_dtype` is the cache's: K/V is rounded to it once, on writing. `threads` None
+    means one per core that this process may use. `isa` picks an instruction set of
+    `instruction_sets()`. None of these but the dtypes changes a single bit of what is computed.
+    Raises `ConfigError` for values that do not exist.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        checkpoint: WeightSource,
+        *,
+        draft_vocab_size: int,
+        always_draft_ids: Sequence[int] = (),
+        threads: int | None = None,
+        head_dtype: HeadDtype = "int8",
+        kv_dtype: KVDtype = "fp16",
+        isa: str = "auto",
+    ) -> None:
+        for name, value, choices in (
+            ("head_dtype", head_dtype, ("int8", "bf16", "fp32")),
+            ("kv_dtype", kv_dtype, ("fp16", "int8")),
+            ("isa", isa, ("auto", *instruction_sets())),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads must be at least 1, not {threads}")
+        self.config = config = checkpoint.config
+        self.head_dtype: str = head_dtype
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._kv_dtype = kv_dtype
+        self._draft_ids = draft_vocabulary(config.vocab_size, draft_vocab_size, always_draft_ids)
+        self._model = _native.Model(
+            layers=config.num_layers,
+            hidden=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            ffn=config.intermediate_size,
+            vocab=config.vocab_size,
+            positions=config.max_position_embeddings,
+            eps=config.rms_norm_eps,
+            exit_norm=config.exit_norm,
+            threads=self.threads,
+            isa=isa,
+        )
+        self._load(checkpoint)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self._model.isa
+
+    @property
+    def draft_ids(self) -> NDArray[np.int64]:
+        """The token ids that `draft_head` scores, ascending."""
+        return self._draft_ids
+
+    def allocate(self, num_blocks: int, block_size: int, num_states: int) -> None:
+        """Make room for K/V blocks of `block_size` positions and for saved exit states.
+
+        What earlier calls allocated is dropped. Memory becomes resident as it is used.
+        """
+        self._model.allocate(num_blocks, block_size, num_states, self._kv_dtype)
+
+    def sweep(self, sweep: Sweep) -> NDArray[np.float32]:
+        """Run the rows; R × hidden residuals, each at its row's `last`, before any norm.
+
+        All saved states are read before the first layer and written after the last. Raises
+        `ValueError` for a row that the protocol does not allow, and `FloatingPointError` when
+        activations stop being finite.
+        """
+        return self._model.sweep(sweep.rows, sweep.block_tables)
+
+    def head(
+        self, residuals: NDArray[np.float32], rows: Sequence[int], depths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Full-head logits, len(rows) × V, of the residuals picked by `rows`.
+
+        `depths[i]` is the exit layer of row i: the final norm applies as the model says.
+        """
+        return self._model.logits(residuals, rows, depths, False)
+
+    def draft_head(
+        self, residuals: NDArray[np.float32], rows: Sequence[int], depths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """The same over the draft vocabulary only: len(rows) × len(draft_ids) logits."""
+        return self._model.logits(residuals, rows, depths, True)
+
+    def draw(
+        self,
+        residuals: NDArray[np.float32],
+        rows: Sequence[int],
+        depths: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> list[int]:
+        """Tokens picked from the full head, one per row; ties to the lowest id."""
+        return self._model.pick(residuals, rows, depths, draws, False)[0]
+
+    def draw_drafts(
+        self,
+        residuals: NDArray[np.float32],
+        rows: Sequence[int],
+        depths: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> tuple[list[int], list[float]]:
+        """The same over the draft vocabulary, and the probability of each row's likeliest id."""
+        return self._model.pick(residuals, rows, depths, draws, True)
+
+    def close(self) -> None:
+        """Stop the threads and release all memory; the backend is not used afterwards."""
+        del self._model
+
+    def _load(self, checkpoint: WeightSource) -> None:
+        config, model = self.config, self._model
+        model.set_rotary(*_rotary_tables(config))
+        for layer in range(config.num_layers):
+            codes, scales = zip(*(_packed(checkpoint, layer, name) for name in LINEARS), strict=True)
+            norms = (_floats(checkpoint.tensor(name)) for name in norm_names(layer))
+            model.set_layer(layer, *norms, list(codes), [float(scale) for scale in scales])
+        model.set_final_norm(_floats(checkpoint.tensor(FINAL_NORM)))
+        model.set_embedding(_padded(checkpoint.tensor(EMBEDDING)))
+        head = _padded(checkpoint.tensor(EMBEDDING if config.tie_word_embeddings else LM_HEAD))
+        if self.head_dtype == "int8":
+            model.pack_head(head)
+        else:
+            model.set_head(_bfloat16(head) if self.head_dtype == "bf16" else head)
+        model.set_draft_ids(self._draft_ids.tolist())
+
+
+def instruction_sets() -> list[str]:
+    """Instruction sets that this build has and this machine runs, best first."""
+    return _native.runnable_isas()
+
+
+def _packed(
+    checkpoint: WeightSource, layer: int, linear: str
+) -> tuple[NDArray[np.uint8], np.float32]:
+    """One linear's codes, straight from the mapped file where that holds them, and its scale."""
+    if isinstance(checkpoint, PackedCheckpoint):
+        packed = checkpoint.packed_linear(layer, linear)
+        return packed.codes, packed.scale
+    weight = checkpoint.linear(layer, linear)
+    return pack_trits(weight.trits), weight.scale
+
+
+def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def _padded(rows: NDArray[Any]) -> NDArray[Any]:
+    """The same rows, where they lie if possible, widened with zeros to whole lanes."""
+    missing = -rows.shape[1] % _LANES
+    return np.pad(rows, ((0, 0), (0, missing))) if missing else rows
+
+
+def _bfloat16(rows: NDArray[Any]) -> NDArray[np.uint16]:
+    """The bits of each value rounded to bfloat16, half to even; all must be finite."""
+    out = np.empty(rows.shape, dtype=np.uint16)
+    for row, rounded in zip(rows, out, strict=True):
+        bits = row.astype(np.float32).view(np.uint32)
+        rounded[:] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return out
+
+
+def _rotary_tables(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(cos, sin), each positions × head_dim / 2; angles in float64, rounded once."""
+    halves = np.arange(0, config.head_dim, 2, dtype=np.float64)
+    frequencies = config.rope_theta ** (-halves / config.head_dim)
+    positions = np.arange(config.max_position_embeddings, dtype=np.float64)
+    angles = positions[:, None] * frequencies
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

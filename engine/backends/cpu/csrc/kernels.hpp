@@ -1,0 +1,105 @@
+// The arithmetic of one instruction set, as a table of functions.
+//
+// All instruction sets give the same bits. Integer sums are exact in any order. Float sums run
+// over 16 virtual lanes, element i in lane i mod 16, with explicit fused multiply-adds, and end in
+// one fixed tree; everything else is IEEE elementwise arithmetic.
+//
+// Vectors of floats are padded to a multiple of LANES with zeros, and 64-byte aligned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bitskip {
+
+constexpr int LANES = 16;
+constexpr int BLOCK = 128;       // inputs of one block of packed codes
+constexpr int QUAD = 4;          // outputs whose codes lie together
+constexpr int MAX_GEMM_ROWS = 8; // activation rows of one call of `ternary`
+
+template <class T>
+constexpr T round_up(T value, T multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+enum class Dtype { float32, float16, bfloat16 };
+enum class KvDtype { float16, int8 };
+
+// An 8-bit activation vector: x ≈ q · peak / 127.
+struct Quantised {
+    float peak;   // max |x|, at least 1e-6; NaN or infinite if any x is
+    int32_t sum;  // Σ q
+};
+
+// K or V of one layer and one K/V head: position p lies in block blocks[p / block_size].
+struct KvView {
+    const uint8_t* data;
+    const float* scales;       // int8 only: one per position
+    ptrdiff_t block_stride;    // bytes from block to block
+    ptrdiff_t scale_stride;    // scales from block to block
+};
+
+// The query heads of one row that share a K/V head.
+struct Attention {
+    const float* queries;  // group × head_stride, already divided by √head_dim
+    int group;
+    int head_dim;
+    int head_stride;       // head_dim padded to LANES: also the elements of a cached position
+    const int32_t* blocks;
+    int block_size;
+    int num_keys;
+    KvDtype dtype;
+    KvView keys, values;
+    float* scores;         // scratch, group × score_stride
+    int score_stride;      // at least num_keys padded to LANES
+    float* out;            // group × head_stride
+};
+
+struct Kernels {
+    const char* name;
+
+    // out = x / √(mean(x²) + eps) · gain over n elements.
+    void (*rms_norm)(const float* x, const float* gain, int n, float eps, float* out);
+    // q = round-half-even(x · 127 / peak); elements n..padded of q become 0.
+    Quantised (*quantise)(const float* x, int n, int padded, int8_t* q);
+    // The same to ±limit in 16 bits; returns the peak.
+    float (*quantise_wide)(const float* x, int n, int padded, int limit, int16_t* q);
+    // out = gate / (1 + e^−gate) · up.
+    void (*swiglu)(const float* gate, const float* up, int n, float* out);
+    void (*attend)(const Attention& task);
+    // Rounds one position of one head on its way into the cache.
+    void (*store_half)(const float* x, int n, uint16_t* out);
+    float (*store_int8)(const float* x, int n, int8_t* out);
+
+    // acc[m][o] = Σ_i q[m][i] · code[o][i] for the outputs of quads begin..end, rows ≤ 8.
+    // `codes` is the packed layout of engine/checkpoint/ternary.py.
+    void (*ternary)(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int rows,
+                    int begin, int end, int32_t* acc, ptrdiff_t acc_stride);
+
+    // logits[m][v − begin] of head rows begin..end; n is a multiple of LANES.
+    // int8: float(Σ x · w) · (x_scale[m] · w_scale[v]), the sum exact in 32 bits.
+    void (*head_int8)(const int8_t* w, const float* w_scale, int n, int begin, int end,
+                      const int16_t* x, ptrdiff_t x_stride, const float* x_scale, int rows,
+                      float* logits, ptrdiff_t logits_stride);
+    void (*head_float)(const void* w, Dtype dtype, int n, int begin, int end, const float* x,
+                       ptrdiff_t x_stride, int rows, float* logits, ptrdiff_t logits_stride);
+    // One head row to 8 bits; returns its scale.
+    float (*pack_head_row)(const void* w, Dtype dtype, int n, int8_t* out);
+    // A row of an embedding to floats.
+    void (*widen)(const void* in, Dtype dtype, int n, float* out);
+    // Σ e^(z − peak) over n logits; n need not be padded.
+    float (*sum_exp)(const float* z, int n, float peak);
+    float (*max_of)(const float* z, int n);
+    // A sum over all bytes, as fast as they can be read.
+    uint64_t (*read)(const uint8_t* data, size_t bytes);
+};
+
+// The instruction sets compiled in, best first; each entry says whether this machine has it.
+struct Isa {
+    const Kernels* kernels;
+    bool (*runs_here)();
+};
+extern const Isa ISAS[];
+extern const int NUM_ISAS;
+
+}  // namespace bitskip

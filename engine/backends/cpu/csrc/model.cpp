@@ -1,0 +1,116 @@
+#include "model.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace bitskip {
+namespace {
+
+constexpr int ALIGNED_FLOATS = 16;  // 64 bytes
+
+int widest_output(const Shape& shape) {
+    const int qkv = round_up(shape.q_size(), QUAD) + 2 * round_up(shape.kv_size(), QUAD);
+    return std::max({qkv, round_up(shape.hidden, QUAD), 2 * round_up(shape.ffn, QUAD)});
+}
+
+template <class T>
+void grow(Pages& pages, ptrdiff_t count) {
+    if (pages.bytes() < count * sizeof(T)) pages = Pages(count * sizeof(T), Pages::Size::small);
+}
+
+}  // namespace
+
+Model::Model(Shape shape, const Kernels& kernels, int threads)
+    : shape_(shape), kernels_(kernels), team_(threads), layers_(shape.layers) {
+    hidden_stride_ = round_up(shape.hidden, ALIGNED_FLOATS);
+    head_stride_ = round_up(shape.head_dim, LANES);
+    q_stride_ = round_up(std::max({shape.hidden, shape.q_size(), shape.ffn}), BLOCK);
+    acc_stride_ = round_up(widest_output(shape), ALIGNED_FLOATS);
+    query_stride_ = shape.heads * head_stride_;
+    attended_stride_ = round_up(shape.q_size(), ALIGNED_FLOATS);
+    score_stride_ = round_up(shape.positions, LANES);
+    // Σ x · w over the hidden size must fit 32 bits.
+    wide_limit_ = std::min(8191, int(0x7fffffff / (127LL * shape.hidden)));
+    const int group = shape.heads / shape.kv_heads;
+    scratch_stride_ = std::max<ptrdiff_t>(
+        {3 * ptrdiff_t(round_up(shape.ffn, ALIGNED_FLOATS)), ptrdiff_t(acc_stride_),
+         ptrdiff_t(round_up(shape.kv_size(), LANES) + head_stride_),
+         group * ptrdiff_t(score_stride_ + head_stride_)});
+    member_scratch_ = Pages(threads * scratch_stride_ * sizeof(float), Pages::Size::small);
+    segments_.reserve(2 * shape.layers);
+}
+
+void Model::set_rotary(const float* cos, const float* sin) {
+    const size_t count = size_t(shape_.positions) * (shape_.head_dim / 2);
+    cos_.assign(cos, cos + count);
+    sin_.assign(sin, sin + count);
+}
+
+void Model::pack_head(Table table) {
+    head_scales_.resize(shape_.vocab);
+    packed_head_ = Pages(size_t(shape_.vocab) * hidden_stride_, Pages::Size::huge);
+    constexpr int CHUNK = 256;
+    team_.run([&](Team::Member& member) {
+        member.each((shape_.vocab + CHUNK - 1) / CHUNK, [&](int chunk) {
+            const int end = std::min(shape_.vocab, (chunk + 1) * CHUNK);
+            for (int v = chunk * CHUNK; v < end; v++)
+                head_scales_[v] = kernels_.pack_head_row(
+                    table.row(v, hidden_stride_), table.dtype, hidden_stride_,
+                    packed_head_.as<int8_t>() + ptrdiff_t(v) * hidden_stride_);
+        });
+    });
+}
+
+void Model::set_draft_ids(std::vector<int> ids) {
+    draft_ids_ = std::move(ids);
+    draft_prefix_ = 0;
+    while (draft_prefix_ < int(draft_ids_.size()) && draft_ids_[draft_prefix_] == draft_prefix_)
+        draft_prefix_++;
+}
+
+void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
+    num_blocks_ = blocks;
+    block_size_ = block_size;
+    num_states_ = states;
+    kv_dtype_ = dtype;
+    const size_t positions = size_t(blocks) * shape_.layers * shape_.kv_heads * block_size;
+    const size_t bytes = positions * head_stride_ * (dtype == KvDtype::float16 ? 2 : 1);
+    const size_t scales = dtype == KvDtype::int8 ? positions * sizeof(float) : 0;
+    // What is never used never becomes resident; large pages would make it so.
+    keys_ = Pages(bytes, Pages::Size::small);
+    values_ = Pages(bytes, Pages::Size::small);
+    key_scales_ = Pages(scales, Pages::Size::small);
+    value_scales_ = Pages(scales, Pages::Size::small);
+    states_ = Pages(size_t(states) * hidden_stride_ * sizeof(float), Pages::Size::small);
+}
+
+void Model::reserve(int rows) {
+    if (rows <= reserved_) return;
+    reserved_ = round_up(rows, 8);
+    grow<float>(hidden_, ptrdiff_t(reserved_) * hidden_stride_);
+    grow<int8_t>(quantised_, ptrdiff_t(reserved_) * q_stride_);
+    grow<int32_t>(acc_, ptrdiff_t(reserved_) * acc_stride_);
+    grow<float>(queries_, ptrdiff_t(reserved_) * query_stride_);
+    grow<float>(attended_, ptrdiff_t(reserved_) * attended_stride_);
+    quants_.resize(reserved_);
+    for (Segment& segment : segments_) segment.active.reserve(reserved_);
+}
+
+double Model::read_seconds(const uint8_t* data, size_t bytes) {
+    constexpr size_t CHUNK = 1 << 16;
+    std::atomic<uint64_t> total{0};
+    const auto started = std::chrono::steady_clock::now();
+    team_.run([&](Team::Member& member) {
+        uint64_t sum = 0;
+        member.each(int((bytes + CHUNK - 1) / CHUNK), [&](int chunk) {
+            const size_t begin = size_t(chunk) * CHUNK;
+            sum += kernels_.read(data + begin, std::min(CHUNK, bytes - begin));
+        });
+        total += sum;
+    });
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
+    return total.load() == ~uint64_t(0) ? 0.0 : taken.count();  // the sum is used: it is computed
+}
+
+}  // namespace bitskip

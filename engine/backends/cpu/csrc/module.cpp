@@ -1,0 +1,367 @@
+// The Python module: checks what comes in, and hands it to the model without the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "model.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitskip {
+namespace {
+
+using Codes = nb::ndarray<const uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using AnyRows = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+constexpr const char* NOT_FINITE =
+    "an activation is infinite or not a number: the weights lead out of the range of float32";
+
+const Kernels& find_kernels(const std::string& name) {
+    for (int i = 0; i < NUM_ISAS; i++) {
+        const bool wanted = name == "auto" || name == ISAS[i].kernels->name;
+        if (wanted && ISAS[i].runs_here()) return *ISAS[i].kernels;
+    }
+    throw std::invalid_argument("instruction set " + name + " cannot run here");
+}
+
+std::vector<std::string> runnable_isas() {
+    std::vector<std::string> names;
+    for (int i = 0; i < NUM_ISAS; i++)
+        if (ISAS[i].runs_here()) names.emplace_back(ISAS[i].kernels->name);
+    return names;
+}
+
+std::vector<float> padded(const Floats& values, int size, const char* what) {
+    if (int(values.shape(0)) != size) throw std::invalid_argument(std::string(what) + ": wrong size");
+    std::vector<float> out(values.data(), values.data() + size);
+    out.resize(round_up(size, LANES), 0.0f);
+    return out;
+}
+
+// An integer that fits an int; `what` names the culprit.
+int to_int(PyObject* object, const char* what) {
+    const long value = PyLong_AsLong(object);
+    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    if (value != int(value)) throw std::invalid_argument(std::string(what) + " is out of range");
+    return int(value);
+}
+
+class Binding {
+public:
+    Binding(int layers, int hidden, int heads, int kv_heads, int head_dim, int ffn, int vocab,
+            int positions, float eps, bool exit_norm, int threads, const std::string& isa)
+        : kernels_(find_kernels(isa)),
+          model_(Shape{layers, hidden, heads, kv_heads, head_dim, ffn, vocab, positions, eps,
+                       exit_norm},
+                 kernels_, threads) {}
+
+    const char* isa() const { return kernels_.name; }
+
+    void set_layer(int index, const Floats& attention_norm, const Floats& ffn_norm,
+                   const std::vector<Codes>& codes, const std::vector<float>& scales) {
+        const Shape& shape = model_.shape();
+        if (index < 0 || index >= shape.layers) throw std::invalid_argument("no such layer");
+        if (codes.size() != 7 || scales.size() != 7)
+            throw std::invalid_argument("a layer has seven linears");
+        size_t next = 0;
+        const auto matrix = [&](int inputs, std::initializer_list<int> outputs) {
+            Matrix built;
+            built.inputs = inputs;
+            for (int size : outputs) {
+                const Codes& array = codes[next];
+                if (int(array.shape(0)) != round_up(size, QUAD) / QUAD ||
+                    int(array.shape(1)) != built.blocks() || array.shape(2) != QUAD ||
+                    array.shape(3) != BLOCK / 4)
+                    throw std::invalid_argument("packed codes of a wrong shape");
+                built.parts.push_back({array.data(), size, scales[next], built.outputs});
+                built.outputs += round_up(size, QUAD);
+                keep(array);
+                next++;
+            }
+            return built;
+        };
+        Layer layer;
+        layer.qkv = matrix(shape.hidden, {shape.q_size(), shape.kv_size(), shape.kv_size()});
+        layer.output = matrix(shape.q_size(), {shape.hidden});
+        layer.gate_up = matrix(shape.hidden, {shape.ffn, shape.ffn});
+        layer.down = matrix(shape.ffn, {shape.hidden});
+        layer.attention_norm = padded(attention_norm, shape.hidden, "attention norm");
+        layer.ffn_norm = padded(ffn_norm, shape.hidden, "feed-forward norm");
+        model_.set_layer(index, std::move(layer));
+    }
+
+    void set_final_norm(const Floats& gain) {
+        model_.set_final_norm(padded(gain, model_.shape().hidden, "final norm"));
+    }
+
+    void set_rotary(const FloatRows& cos, const FloatRows& sin) {
+        const Shape& shape = model_.shape();
+        for (const FloatRows* table : {&cos, &sin})
+            if (int(table->shape(0)) != shape.positions || int(table->shape(1)) != shape.head_dim / 2)
+                throw std::invalid_argument("rotary table of a wrong shape");
+        model_.set_rotary(cos.data(), sin.data());
+    }
+
+    void set_embedding(const AnyRows& rows) {
+        model_.set_embedding(table(rows));
+        keep(rows);
+    }
+
+    void set_head(const AnyRows& rows) {
+        model_.set_head(table(rows));
+        keep(rows);
+    }
+
+    void pack_head(const AnyRows& rows) {
+        const Table source = table(rows);
+        nb::gil_scoped_release release;
+        model_.pack_head(source);
+    }
+
+    void set_draft_ids(const std::vector<int>& ids) {
+        for (int id : ids)
+            if (id < 0 || id >= model_.shape().vocab)
+                throw std::invalid_argument("a draft id is not in the vocabulary");
+        model_.set_draft_ids(ids);
+    }
+
+    void allocate(int blocks, int block_size, int states, const std::string& dtype) {
+        if (blocks < 0 || block_size < 1 || states < 0)
+            throw std::invalid_argument("K/V sizes must not be negative");
+        if (dtype != "fp16" && dtype != "int8")
+            throw std::invalid_argument("K/V dtype must be fp16 or int8, not " + dtype);
+        model_.allocate(blocks, block_size, states,
+                        dtype == "int8" ? KvDtype::int8 : KvDtype::float16);
+    }
+
+    nb::object sweep(nb::sequence rows, nb::mapping block_tables) {
+        read_rows(rows, block_tables);
+        const size_t hidden = model_.shape().hidden;
+        auto out = std::make_unique<float[]>(rows_.size() * hidden);
+        bool finite;
+        {
+            nb::gil_scoped_release release;
+            finite = model_.sweep(rows_, tables_, out.get());
+        }
+        if (!finite) not_finite();
+        float* data = out.release();
+        nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(
+            data, {rows_.size(), hidden}, owner));
+    }
+
+    nb::object logits(const FloatRows& residuals, nb::sequence rows, nb::sequence depths,
+                      bool draft) {
+        const size_t count = read_picks(residuals, rows, depths);
+        const size_t width = draft ? model_.draft_count() : model_.shape().vocab;
+        auto out = std::make_unique<float[]>(count * width);
+        bool finite;
+        {
+            nb::gil_scoped_release release;
+            finite = model_.logits(sources_.data(), depths_.data(), int(count), draft, out.get());
+        }
+        if (!finite) not_finite();
+        float* data = out.release();
+        nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {count, width}, owner));
+    }
+
+    nb::tuple pick(const FloatRows& residuals, nb::sequence rows, nb::sequence depths,
+                   nb::sequence draws, bool draft) {
+        const size_t count = read_picks(residuals, rows, depths);
+        if (nb::len(draws) != count) throw std::invalid_argument("one draw per row");
+        draws_.clear();
+        for (nb::handle entry : draws) {
+            const nb::tuple draw = nb::cast<nb::tuple>(entry);
+            if (draw.size() != 3) throw std::invalid_argument("a draw is (temperature, seed, position)");
+            const double temperature = nb::cast<double>(draw[0]);
+            if (!(temperature >= 0.0)) throw std::invalid_argument("temperature must not be negative");
+            draws_.push_back({temperature, PyLong_AsUnsignedLongLongMask(nb::object(draw[1]).ptr()),
+                              uint32_t(PyLong_AsUnsignedLongLongMask(nb::object(draw[2]).ptr()))});
+            if (PyErr_Occurred()) throw nb::python_error();
+        }
+        picks_.resize(count);
+        bool finite;
+        {
+            nb::gil_scoped_release release;
+            finite = model_.pick(sources_.data(), depths_.data(), draws_.data(), int(count), draft,
+                                 picks_.data());
+        }
+        if (!finite) not_finite();
+        nb::list ids, confidences;
+        for (const Pick& pick : picks_) {
+            ids.append(pick.id);
+            confidences.append(pick.confidence);
+        }
+        return nb::make_tuple(ids, confidences);
+    }
+
+    double read_seconds(const nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>& data) {
+        nb::gil_scoped_release release;
+        return model_.read_seconds(data.data(), data.size());
+    }
+
+private:
+    [[noreturn]] static void not_finite() {
+        PyErr_SetString(PyExc_FloatingPointError, NOT_FINITE);
+        throw nb::python_error();
+    }
+
+    template <class Array>
+    void keep(const Array& array) {
+        kept_.push_back(nb::find(array));
+    }
+
+    Table table(const AnyRows& rows) const {
+        const Shape& shape = model_.shape();
+        if (int(rows.shape(0)) != shape.vocab || int(rows.shape(1)) != round_up(shape.hidden, LANES))
+            throw std::invalid_argument("an embedding or head of a wrong shape");
+        const auto* data = static_cast<const uint8_t*>(rows.data());
+        if (rows.dtype() == nb::dtype<float>()) return {data, Dtype::float32};
+        if (rows.dtype() == nb::dtype<uint16_t>()) return {data, Dtype::bfloat16};
+        if (rows.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && rows.dtype().bits == 16)
+            return {data, Dtype::float16};
+        throw std::invalid_argument("an embedding or head of an unknown dtype");
+    }
+
+    // --- a sweep's rows, as engine.backends.protocol.Row has them ---
+    void read_rows(nb::sequence rows, nb::mapping block_tables) {
+        rows_.clear();
+        table_of_.clear();
+        size_t num_tables = 0;
+        for (nb::handle entry : rows) {
+            if (!PyTuple_Check(entry.ptr()) || PyTuple_GET_SIZE(entry.ptr()) != 7)
+                throw std::invalid_argument("a row is a tuple of seven");
+            const auto field = [&](int i) { return PyTuple_GET_ITEM(entry.ptr(), i); };
+            const auto optional = [&](int i, const char* what) {
+                if (field(i) == Py_None) return -1;
+                const int value = to_int(field(i), what);
+                if (value < 0) throw std::invalid_argument(std::string(what) + " is negative");
+                return value;
+            };
+            Row row{};
+            row.position = to_int(field(1), "position");
+            row.first = to_int(field(2), "first layer");
+            row.last = to_int(field(3), "last layer");
+            row.token = optional(4, "token");
+            row.source = optional(5, "exit state");
+            row.target = optional(6, "exit state");
+            check(row);
+            const long key = PyLong_AsLong(field(0));
+            if (key == -1 && PyErr_Occurred()) throw nb::python_error();
+            const auto [known, is_new] = table_of_.try_emplace(key, int(num_tables));
+            if (is_new) {
+                if (num_tables == tables_.size()) tables_.emplace_back();
+                read_table(block_tables, field(0), tables_[num_tables++]);
+            }
+            row.table = known->second;
+            if (row.position / model_.block_size() >= int(tables_[row.table].size()))
+                throw std::invalid_argument("sequence " + std::to_string(key) +
+                                            " has no block for position " +
+                                            std::to_string(row.position));
+            rows_.push_back(row);
+        }
+    }
+
+    void check(const Row& row) const {
+        const Shape& shape = model_.shape();
+        const auto text = [](int value) { return std::to_string(value); };
+        if (row.first < 0 || row.first >= row.last || row.last > shape.layers)
+            throw std::invalid_argument("layers " + text(row.first) + ".." + text(row.last) +
+                                        " are not in the model");
+        if ((row.token < 0) == (row.source < 0))
+            throw std::invalid_argument("a row starts either from a token or from a saved state");
+        if (row.token >= 0 && row.first)
+            throw std::invalid_argument("a row that starts from a token starts at layer 0");
+        if (row.token >= shape.vocab)
+            throw std::invalid_argument("token " + text(row.token) + " is not in the vocabulary");
+        if (row.position < 0 || row.position >= shape.positions)
+            throw std::invalid_argument("position " + text(row.position) +
+                                        " is outside the trained context");
+        for (int state : {row.source, row.target})
+            if (state >= model_.state_count())
+                throw std::invalid_argument("exit state " + text(state) + " was not allocated");
+    }
+
+    void read_table(nb::mapping block_tables, PyObject* key, std::vector<int32_t>& table) {
+        table.clear();
+        const nb::object blocks = block_tables[nb::handle(key)];
+        for (nb::handle block : blocks) {
+            const int id = to_int(block.ptr(), "block");
+            if (id < 0 || id >= model_.block_count())
+                throw std::invalid_argument("block " + std::to_string(id) + " was not allocated");
+            table.push_back(id);
+        }
+    }
+
+    size_t read_picks(const FloatRows& residuals, nb::sequence rows, nb::sequence depths) {
+        const Shape& shape = model_.shape();
+        if (int(residuals.shape(1)) != shape.hidden)
+            throw std::invalid_argument("residuals of a wrong width");
+        sources_.clear();
+        depths_.clear();
+        for (nb::handle entry : rows) {
+            const int row = to_int(entry.ptr(), "row");
+            if (row < 0 || row >= int(residuals.shape(0)))
+                throw std::invalid_argument("row " + std::to_string(row) + " is not in the sweep");
+            sources_.push_back(residuals.data() + ptrdiff_t(row) * shape.hidden);
+        }
+        for (nb::handle entry : depths) {
+            const int depth = to_int(entry.ptr(), "depth");
+            if (depth < 1 || depth > shape.layers)
+                throw std::invalid_argument("depth " + std::to_string(depth) + " is not in the model");
+            depths_.push_back(depth);
+        }
+        if (sources_.size() != depths_.size())
+            throw std::invalid_argument(std::to_string(sources_.size()) + " rows, but " +
+                                        std::to_string(depths_.size()) + " depths");
+        return sources_.size();
+    }
+
+    const Kernels& kernels_;
+    Model model_;
+    std::vector<nb::object> kept_;  // arrays that the model points into
+
+    // Reused from call to call.
+    std::vector<Row> rows_;
+    std::unordered_map<long, int> table_of_;
+    std::vector<std::vector<int32_t>> tables_;
+    std::vector<const float*> sources_;
+    std::vector<int> depths_;
+    std::vector<Draw> draws_;
+    std::vector<Pick> picks_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "The CPU backend's native half; engine.backends.cpu.backend is its only user.";
+    m.def("runnable_isas", runnable_isas, "Instruction sets of this build and machine, best first.");
+    nb::class_<Binding>(m, "Model")
+        .def(nb::init<int, int, int, int, int, int, int, int, float, bool, int, const std::string&>(),
+             nb::kw_only(), "layers"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "ffn"_a,
+             "vocab"_a, "positions"_a, "eps"_a, "exit_norm"_a, "threads"_a, "isa"_a)
+        .def_prop_ro("isa", &Binding::isa)
+        .def("set_layer", &Binding::set_layer)
+        .def("set_final_norm", &Binding::set_final_norm)
+        .def("set_rotary", &Binding::set_rotary)
+        .def("set_embedding", &Binding::set_embedding)
+        .def("set_head", &Binding::set_head)
+        .def("pack_head", &Binding::pack_head)
+        .def("set_draft_ids", &Binding::set_draft_ids)
+        .def("allocate", &Binding::allocate)
+        .def("sweep", &Binding::sweep)
+        .def("logits", &Binding::logits)
+        .def("pick", &Binding::pick)
+        .def("read_seconds", &Binding::read_seconds);
+}
+
+}  // namespace bitskip

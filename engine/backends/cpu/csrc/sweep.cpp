@@ -1,0 +1,256 @@
+// Rows through layers.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "model.hpp"
+
+namespace bitskip {
+namespace {
+
+constexpr ptrdiff_t GEMM_CHUNK_BYTES = 16384;  // codes that a member claims at a time
+
+int chunk_quads(const Matrix& matrix) {
+    return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / (matrix.blocks() * ptrdiff_t(BLOCK))));
+}
+
+int pieces(int count, int size) { return (count + size - 1) / size; }
+
+}  // namespace
+
+bool Model::sweep(const std::vector<Row>& rows, const std::vector<std::vector<int32_t>>& tables,
+                  float* hidden) {
+    const int count = int(rows.size());
+    reserve(count);
+    plan(rows);
+    rows_ = &rows;
+    tables_ = &tables;
+    finite_.store(true, std::memory_order_relaxed);
+    float* const inside = hidden_.as<float>();
+    const size_t bytes = shape_.hidden * sizeof(float);
+    for (int i = 0; i < count; i++) {
+        float* x = inside + ptrdiff_t(i) * hidden_stride_;
+        if (rows[i].token >= 0) {
+            kernels_.widen(embedding_.row(rows[i].token, hidden_stride_), embedding_.dtype,
+                           hidden_stride_, x);
+        } else {
+            std::memcpy(x, states_.as<float>() + ptrdiff_t(rows[i].source) * hidden_stride_, bytes);
+        }
+    }
+    team_.run([&](Team::Member& member) {
+        for (int i = 0; i < num_segments_; i++) run_layers(member, segments_[i]);
+    });
+    for (int i = 0; i < count; i++) {
+        const float* x = inside + ptrdiff_t(i) * hidden_stride_;
+        std::memcpy(hidden + ptrdiff_t(i) * shape_.hidden, x, bytes);
+        if (rows[i].target >= 0)
+            std::memcpy(states_.as<float>() + ptrdiff_t(rows[i].target) * hidden_stride_, x, bytes);
+    }
+    return finite_.load(std::memory_order_relaxed);
+}
+
+// Cuts the layers where a row begins or ends.
+void Model::plan(const std::vector<Row>& rows) {
+    num_segments_ = 0;
+    for (int first = 0; first < shape_.layers;) {
+        int next = shape_.layers;
+        for (const Row& row : rows) {
+            if (row.first > first) next = std::min(next, row.first);
+            if (row.last > first) next = std::min(next, row.last);
+        }
+        if (num_segments_ == int(segments_.size())) {
+            segments_.emplace_back();
+            segments_.back().active.reserve(reserved_);
+        }
+        Segment& segment = segments_[num_segments_];
+        segment.first = first;
+        segment.last = next;
+        segment.active.clear();
+        for (int i = 0; i < int(rows.size()); i++)
+            if (rows[i].first <= first && first < rows[i].last) segment.active.push_back(i);
+        if (!segment.active.empty()) num_segments_++;
+        first = next;
+    }
+}
+
+// Rows of a segment have slots 0, 1, …: their places in all buffers but the residuals'.
+void Model::run_layers(Team::Member& member, const Segment& segment) {
+    const int count = int(segment.active.size());
+    const auto row_of = [&](int slot) -> const Row& { return (*rows_)[segment.active[slot]]; };
+    member.each(count, [&](int slot) {
+        normalise(slot, segment.active[slot], layers_[segment.first].attention_norm);
+    });
+    for (int index = segment.first; index < segment.last; index++) {
+        const Layer& layer = layers_[index];
+        gemm(member, layer.qkv, count);
+        // All rows write before any attends.
+        member.each(count, [&](int slot) { rotate_and_store(member, index, slot, row_of(slot)); });
+        member.each(count * shape_.kv_heads, [&](int i) {
+            const int slot = i / shape_.kv_heads;
+            attend(member, index, slot, row_of(slot), i % shape_.kv_heads);
+        });
+        member.each(count, [&](int slot) {
+            quantise(slot, attended_.as<float>() + ptrdiff_t(slot) * attended_stride_,
+                     shape_.q_size());
+        });
+        gemm(member, layer.output, count);
+        member.each(count, [&](int slot) {
+            add_residual(slot, segment.active[slot], layer.output);
+            normalise(slot, segment.active[slot], layer.ffn_norm);
+        });
+        gemm(member, layer.gate_up, count);
+        member.each(count, [&](int slot) { swiglu(member, slot, layer.gate_up); });
+        gemm(member, layer.down, count);
+        member.each(count, [&](int slot) {
+            add_residual(slot, segment.active[slot], layer.down);
+            if (index + 1 < segment.last)
+                normalise(slot, segment.active[slot], layers_[index + 1].attention_norm);
+        });
+    }
+    member.settle();
+}
+
+// acc = Σ q · code for all rows; the row count chooses the kernel, which integers do not notice.
+void Model::gemm(Team::Member& member, const Matrix& matrix, int rows) {
+    const int chunk = chunk_quads(matrix), blocks = matrix.blocks();
+    int total = 0;
+    for (const Part& part : matrix.parts) total += pieces(part.quads(), chunk);
+    member.each(total, [&](int piece) {
+        const Part* part = matrix.parts.data();
+        for (; piece >= pieces(part->quads(), chunk); part++) piece -= pieces(part->quads(), chunk);
+        const int begin = piece * chunk, end = std::min(begin + chunk, part->quads());
+        for (int m = 0; m < rows; m += MAX_GEMM_ROWS)
+            kernels_.ternary(part->codes, blocks,
+                             quantised_.as<int8_t>() + ptrdiff_t(m) * q_stride_, q_stride_,
+                             std::min(rows - m, MAX_GEMM_ROWS), begin, end,
+                             acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ + part->offset,
+                             acc_stride_);
+    });
+}
+
+void Model::scaled(int slot, const Part& part, float* out) const {
+    const int32_t* acc = acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_ + part.offset;
+    const int32_t sum = quants_[slot].sum;  // codes are trits + 1
+    const float factor = quants_[slot].peak / 127.0f * part.scale;
+    for (int i = 0; i < part.outputs; i++) out[i] = float(acc[i] - sum) * factor;
+}
+
+void Model::quantise(int slot, const float* x, int n) {
+    quants_[slot] = kernels_.quantise(x, n, round_up(n, BLOCK),
+                                      quantised_.as<int8_t>() + ptrdiff_t(slot) * q_stride_);
+    if (!std::isfinite(quants_[slot].peak)) finite_.store(false, std::memory_order_relaxed);
+}
+
+void Model::normalise(int slot, int row, const std::vector<float>& gain) {
+    // Its place among the accumulators is free between two matrix products.
+    float* normed = reinterpret_cast<float*>(acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_);
+    kernels_.rms_norm(hidden_.as<float>() + ptrdiff_t(row) * hidden_stride_, gain.data(),
+                      shape_.hidden, shape_.eps, normed);
+    quantise(slot, normed, shape_.hidden);
+}
+
+void Model::add_residual(int slot, int row, const Matrix& matrix) {
+    const Part& part = matrix.parts.front();
+    const int32_t* acc = acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_;
+    const int32_t sum = quants_[slot].sum;
+    const float factor = quants_[slot].peak / 127.0f * part.scale;
+    float* x = hidden_.as<float>() + ptrdiff_t(row) * hidden_stride_;
+    for (int i = 0; i < part.outputs; i++) x[i] = x[i] + float(acc[i] - sum) * factor;
+}
+
+KvView Model::view(const Pages& data, const Pages& scales, int layer, int kv_head) const {
+    const ptrdiff_t heads = ptrdiff_t(shape_.layers) * shape_.kv_heads;
+    const ptrdiff_t before = ptrdiff_t(layer) * shape_.kv_heads + kv_head;
+    const ptrdiff_t bytes =
+        ptrdiff_t(block_size_) * head_stride_ * (kv_dtype_ == KvDtype::float16 ? 2 : 1);
+    KvView view{data.as<uint8_t>() + before * bytes, nullptr, heads * bytes, heads * block_size_};
+    if (kv_dtype_ == KvDtype::int8) view.scales = scales.as<float>() + before * block_size_;
+    return view;
+}
+
+void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Row& row) {
+    const int size = shape_.head_dim, half = size / 2;
+    const float* cos = cos_.data() + ptrdiff_t(row.position) * half;
+    const float* sin = sin_.data() + ptrdiff_t(row.position) * half;
+    const Matrix& qkv = layers_[layer].qkv;
+    float* x = scratch(member);
+    const auto rotated = [&](const float* in, float* out, float factor) {
+        for (int i = 0; i < half; i++) {
+            const float low = in[i] * cos[i] - in[i + half] * sin[i];
+            const float high = in[i + half] * cos[i] + in[i] * sin[i];
+            out[i] = low * factor;
+            out[i + half] = high * factor;
+        }
+    };
+
+    scaled(slot, qkv.parts[0], x);
+    float* queries = queries_.as<float>() + ptrdiff_t(slot) * query_stride_;
+    const float scale = 1.0f / std::sqrt(float(size));
+    for (int h = 0; h < shape_.heads; h++)
+        rotated(x + h * size, queries + ptrdiff_t(h) * head_stride_, scale);
+
+    // One head at a time through a padded buffer, behind the projections.
+    float* padded = x + round_up(shape_.kv_size(), LANES);
+    std::fill(padded, padded + head_stride_, 0.0f);
+    const int block = (*tables_)[row.table][row.position / block_size_];
+    const int offset = row.position % block_size_;
+    const auto write = [&](const Pages& data, const Pages& scales, int h) {
+        const KvView at = view(data, scales, layer, h);
+        uint8_t* cell = const_cast<uint8_t*>(at.data) + block * at.block_stride;
+        if (kv_dtype_ == KvDtype::float16) {
+            kernels_.store_half(padded, head_stride_,
+                                reinterpret_cast<uint16_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+        } else {
+            float* scale_cell = const_cast<float*>(at.scales) + block * at.scale_stride + offset;
+            *scale_cell = kernels_.store_int8(
+                padded, head_stride_, reinterpret_cast<int8_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+        }
+    };
+    scaled(slot, qkv.parts[1], x);
+    for (int h = 0; h < shape_.kv_heads; h++) {
+        rotated(x + h * size, padded, 1.0f);
+        write(keys_, key_scales_, h);
+    }
+    scaled(slot, qkv.parts[2], x);
+    for (int h = 0; h < shape_.kv_heads; h++) {
+        std::copy_n(x + h * size, size, padded);
+        write(values_, value_scales_, h);
+    }
+}
+
+void Model::attend(Team::Member& member, int layer, int slot, const Row& row, int kv_head) {
+    const int group = shape_.heads / shape_.kv_heads;
+    float* scores = scratch(member);
+    float* out = scores + ptrdiff_t(group) * score_stride_;
+    Attention task{};
+    task.queries = queries_.as<float>() + ptrdiff_t(slot) * query_stride_ +
+                   ptrdiff_t(kv_head) * group * head_stride_;
+    task.group = group;
+    task.head_stride = head_stride_;
+    task.blocks = (*tables_)[row.table].data();
+    task.block_size = block_size_;
+    task.num_keys = row.position + 1;
+    task.dtype = kv_dtype_;
+    task.keys = view(keys_, key_scales_, layer, kv_head);
+    task.values = view(values_, value_scales_, layer, kv_head);
+    task.scores = scores;
+    task.score_stride = score_stride_;
+    task.out = out;
+    kernels_.attend(task);
+    float* attended = attended_.as<float>() + ptrdiff_t(slot) * attended_stride_ +
+                      ptrdiff_t(kv_head) * group * shape_.head_dim;
+    for (int g = 0; g < group; g++)
+        std::copy_n(out + g * head_stride_, shape_.head_dim, attended + g * shape_.head_dim);
+}
+
+void Model::swiglu(Team::Member& member, int slot, const Matrix& matrix) {
+    const int width = round_up(shape_.ffn, LANES);
+    float *gate = scratch(member), *up = gate + width, *out = up + width;
+    scaled(slot, matrix.parts[0], gate);
+    scaled(slot, matrix.parts[1], up);
+    for (int i = shape_.ffn; i < width; i++) gate[i] = up[i] = 0.0f;
+    kernels_.swiglu(gate, up, width, out);
+    quantise(slot, out, shape_.ffn);
+}
+
+}  // namespace bitskip
