@@ -7,7 +7,9 @@ namespace {
 #include "lanes_avx2.inl"
 
 #include "float_ops.inl"
+#include "bytes_avx2.inl"
 #include "integer_avx2.inl"
+#include "by_rows.inl"
 
 constexpr Kernels KERNELS = {"avx2",         rms_norm,   quantise,      quantise_wide, swiglu,
                              attend,         store_half_row, store_int8_row, ternary,   head_int8,
