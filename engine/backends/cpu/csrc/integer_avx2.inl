@@ -1,15 +1,5 @@
 // The integer kernels on AVX2.
 
-inline int32_t sum_lanes(__m256i v) {
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-}
-
-inline __m256i load_bytes(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
-
 // OUTS neighbouring outputs at a time over ROWS activation rows.
 //
 // Every second pair of code bits is left where it lies, which spares two of three shifts: its
@@ -59,7 +49,7 @@ inline void add_chunk(const uint8_t* w, int blocks, const int8_t* x, ptrdiff_t q
 }
 
 template <int ROWS, int OUTS>
-void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
+inline void ternary_outputs(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
                   int end, int32_t* acc, ptrdiff_t acc_stride) {
     constexpr int BYTES = BLOCK / 4, CHUNK = 8;
     const uint8_t* w = codes + ptrdiff_t(begin) * blocks * QUAD * BYTES;
@@ -77,12 +67,10 @@ void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q
     }
 }
 
-void ternary(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int rows,
-             int begin, int end, int32_t* acc, ptrdiff_t acc_stride) {
-    constexpr decltype(&ternary_rows<1, 2>) BY_ROWS[] = {
-        ternary_rows<1, 2>, ternary_rows<2, 2>, ternary_rows<3, 1>, ternary_rows<4, 1>,
-        ternary_rows<5, 1>, ternary_rows<6, 1>, ternary_rows<7, 1>, ternary_rows<8, 1>};
-    BY_ROWS[rows - 1](codes, blocks, q, q_stride, begin, end, acc, acc_stride);
+template <int ROWS>
+void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
+                  int end, int32_t* acc, ptrdiff_t acc_stride) {
+    ternary_outputs<ROWS, ROWS <= 2 ? 2 : 1>(codes, blocks, q, q_stride, begin, end, acc, acc_stride);
 }
 
 // |x| ≤ 8191 and |w| ≤ 127: a pair is below 2²², and the sum of all fits 32 bits by the choice of
@@ -108,23 +96,4 @@ void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int
             logits[m * logits_stride + v - begin] =
                 float(sum_lanes(sums[m])) * (x_scale[m] * w_scale[v]);
     }
-}
-
-void head_int8(const int8_t* w, const float* w_scale, int n, int begin, int end, const int16_t* x,
-               ptrdiff_t x_stride, const float* x_scale, int rows, float* logits,
-               ptrdiff_t logits_stride) {
-    constexpr decltype(&head_int8_rows<1>) BY_ROWS[] = {
-        head_int8_rows<1>, head_int8_rows<2>, head_int8_rows<3>, head_int8_rows<4>,
-        head_int8_rows<5>, head_int8_rows<6>, head_int8_rows<7>, head_int8_rows<8>};
-    BY_ROWS[rows - 1](w, w_scale, n, begin, end, x, x_stride, x_scale, logits, logits_stride);
-}
-
-uint64_t read(const uint8_t* data, size_t bytes) {
-    __m256i sums[4] = {};
-    for (size_t i = 0; i + 128 <= bytes; i += 128)
-        for (int k = 0; k < 4; k++) sums[k] = _mm256_add_epi64(sums[k], load_bytes(data + i + 32 * k));
-    const __m256i sum = _mm256_add_epi64(_mm256_add_epi64(sums[0], sums[1]),
-                                         _mm256_add_epi64(sums[2], sums[3]));
-    return uint64_t(_mm256_extract_epi64(sum, 0)) + uint64_t(_mm256_extract_epi64(sum, 1)) +
-           uint64_t(_mm256_extract_epi64(sum, 2)) + uint64_t(_mm256_extract_epi64(sum, 3));
 }

@@ -100,7 +100,7 @@ struct Kernels {
     // Σ e^(z − peak) over n logits; n need not be padded.
     float (*sum_exp)(const float* z, int n, float peak);
     float (*max_of)(const float* z, int n);
-    // A sum over all bytes, as fast as they can be read.
+    // The sum of the 64-bit words in whole pieces of 128 bytes, as fast as they can be read.
     uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
 

@@ -7,7 +7,9 @@ namespace {
 #include "lanes_avx2.inl"
 
 #include "float_ops.inl"
+#include "bytes_avx2.inl"
 #include "integer_avx2.inl"
+#include "by_rows.inl"
 #include "table_avx2.inl"
 
 constexpr Kernels KERNELS = {"avx2",         rms_norm,   quantise,      quantise_wide, swiglu,
