@@ -161,7 +161,7 @@ class CpuBackend:
         else:
             model.set_head(_bfloat16(head) if self.head_dtype == "bf16" else head)
         model.set_draft_ids(self._draft_ids.tolist())
-        model.tune()
+        model.finish()
 
 
 def instruction_sets() -> list[str]:

@@ -9,7 +9,8 @@ namespace {
 #include "float_ops.inl"
 #include "bytes_avx2.inl"
 #include "integer_avxvnni.inl"
-#include "by_rows.inl"
+#include "ternary_by_rows.inl"
+#include "head_by_rows.inl"
 
 constexpr Kernels KERNELS = {"avxvnni",         rms_norm,   quantise,      quantise_wide, swiglu,
                              attend,         store_half_row, store_int8_row, ternary,   nullptr,

@@ -8,7 +8,8 @@ namespace {
 
 #include "float_ops.inl"
 #include "integer_neon.inl"
-#include "by_rows.inl"
+#include "ternary_by_rows.inl"
+#include "head_by_rows.inl"
 
 constexpr Kernels KERNELS = {"neon",         rms_norm,   quantise,      quantise_wide, swiglu,
                              attend,         store_half_row, store_int8_row, ternary,   nullptr,
