@@ -197,6 +197,27 @@ void build_tables(const int16_t* x, int j, char* tables) {
     }
 }
 
+// Eight byte positions of eight outputs, as a word for each output, two words to a register.
+struct Words {
+    __m128i pair[4];
+};
+
+inline Words load_words(const uint8_t* codes) {
+    const auto bytes = [&](int p) {
+        return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + p * TILE));
+    };
+    const __m128i p01 = _mm_unpacklo_epi8(bytes(0), bytes(1));
+    const __m128i p23 = _mm_unpacklo_epi8(bytes(2), bytes(3));
+    const __m128i p45 = _mm_unpacklo_epi8(bytes(4), bytes(5));
+    const __m128i p67 = _mm_unpacklo_epi8(bytes(6), bytes(7));
+    const __m128i low03 = _mm_unpacklo_epi16(p01, p23), high03 = _mm_unpackhi_epi16(p01, p23);
+    const __m128i low47 = _mm_unpacklo_epi16(p45, p67), high47 = _mm_unpackhi_epi16(p45, p67);
+    Words words{{_mm_unpacklo_epi32(low03, low47), _mm_unpackhi_epi32(low03, low47),
+                 _mm_unpacklo_epi32(high03, high47), _mm_unpackhi_epi32(high03, high47)}};
+    for (__m128i& pair : words.pair) asm volatile("" : "+x"(pair));  // here, ahead of their use
+    return words;
+}
+
 // Adds eight look-ups to every output of `tiles` tiles. FIRST starts from zero, LAST widens.
 template <class Rows, bool FIRST, bool LAST>
 void add_lookups(const uint8_t* codes, ptrdiff_t tile_bytes, int tiles, const char* tables,
@@ -222,28 +243,20 @@ void add_lookups(const uint8_t* codes, ptrdiff_t tile_bytes, int tiles, const ch
         narrow += SIZE;
         wide += WIDTH;
     };
-    for (int t = 0; t < tiles; t++, codes += tile_bytes) {
+    Words ahead = load_words(codes);
+    for (int t = 0; t < tiles; t++) {
         for (int i = 0; i < POSITIONS * TILE; i += 64) __builtin_prefetch(codes + 2 * tile_bytes + i);
-        for (int o = 0; o < TILE; o += GROUP) {
-            const auto bytes = [&](int p) {
-                return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + p * TILE + o));
-            };
-            // Eight positions of eight outputs become eight words: bytes, pairs, fours.
-            const __m128i p01 = _mm_unpacklo_epi8(bytes(0), bytes(1));
-            const __m128i p23 = _mm_unpacklo_epi8(bytes(2), bytes(3));
-            const __m128i p45 = _mm_unpacklo_epi8(bytes(4), bytes(5));
-            const __m128i p67 = _mm_unpacklo_epi8(bytes(6), bytes(7));
-            const __m128i low03 = _mm_unpacklo_epi16(p01, p23), high03 = _mm_unpackhi_epi16(p01, p23);
-            const __m128i low47 = _mm_unpacklo_epi16(p45, p67), high47 = _mm_unpackhi_epi16(p45, p67);
-            const __m128i words[] = {_mm_unpacklo_epi32(low03, low47), _mm_unpackhi_epi32(low03, low47),
-                                     _mm_unpacklo_epi32(high03, high47),
-                                     _mm_unpackhi_epi32(high03, high47)};
+        const uint8_t* const next_tile = codes + (t + 1 < tiles ? tile_bytes : 0);
+        for (int o = GROUP; o <= TILE; o += GROUP) {
+            const Words words = ahead;
+            ahead = load_words(o < TILE ? codes + o : next_tile);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
-                add_word(uint64_t(_mm_cvtsi128_si64(words[i])));
-                add_word(uint64_t(_mm_extract_epi64(words[i], 1)));
+                add_word(uint64_t(_mm_cvtsi128_si64(words.pair[i])));
+                add_word(uint64_t(_mm_extract_epi64(words.pair[i], 1)));
             }
         }
+        codes = next_tile;
     }
 }
 
