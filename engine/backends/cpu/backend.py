@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.cpu import _native
-from engine.backends.protocol import Sweep, draft_vocabulary
+from engine.backends.protocol import Draw, Sweep, draft_vocabulary
 from engine.checkpoint.loader import PackedCheckpoint
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, norm_names
 from engine.checkpoint.ternary import pack_trits
 from engine.checkpoint.source import WeightSource
 from engine.config import ModelConfig
 from engine.errors import ConfigError
-
-if TYPE_CHECKING:
-    from engine.backends.protocol import Draw
 
 HeadDtype = Literal["int8", "bf16", "fp32"]
 KVDtype = Literal["fp16", "int8"]
@@ -162,6 +159,7 @@ class CpuBackend:
         else:
             model.set_head(_bfloat16(head) if self.head_dtype == "bf16" else head)
         model.set_draft_ids(self._draft_ids.tolist())
+        model.tune()
 
 
 def instruction_sets() -> list[str]:

@@ -12,7 +12,7 @@ const Isa ISAS[] = {
 #if defined(__x86_64__)
     {avx2_kernels(), [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("f16c");
+                __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
      }},
 #endif
     {scalar_kernels(), [] { return true; }},

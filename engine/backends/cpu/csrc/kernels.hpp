@@ -16,6 +16,10 @@ constexpr int LANES = 16;
 constexpr int BLOCK = 128;       // inputs of one block of packed codes
 constexpr int QUAD = 4;          // outputs whose codes lie together
 constexpr int MAX_GEMM_ROWS = 8; // activation rows of one call of `ternary`
+constexpr int TABLE_ROWS = 16;   // and of `ternary_table`
+constexpr int TABLE_TILE = 2048; // outputs of one call of `ternary_table`
+// Tables of 8 byte positions, then a tile's narrow and wide sums.
+constexpr ptrdiff_t TABLE_SCRATCH = TABLE_ROWS * (256 * 8 * 2 + TABLE_TILE * (2 + 4));
 
 template <class T>
 constexpr T round_up(T value, T multiple) {
@@ -75,6 +79,12 @@ struct Kernels {
     // `codes` is the packed layout of engine/checkpoint/ternary.py.
     void (*ternary)(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int rows,
                     int begin, int end, int32_t* acc, ptrdiff_t acc_stride);
+
+    // The same by table look-up, for up to `width` (8 or 16) rows; null where it never pays. The
+    // activations come interleaved, x[i][width], and `sums` are those of each row.
+    void (*ternary_table)(const uint8_t* codes, int blocks, const int16_t* x, int width, int rows,
+                          const int32_t* sums, int begin, int end, char* scratch, int32_t* acc,
+                          ptrdiff_t acc_stride);
 
     // logits[m][v − begin] of head rows begin..end; n is a multiple of LANES.
     // int8: float(Σ x · w) · (x_scale[m] · w_scale[v]), the sum exact in 32 bits.

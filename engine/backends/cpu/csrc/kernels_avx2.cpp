@@ -8,9 +8,11 @@ namespace {
 
 #include "float_ops.inl"
 #include "integer_avx2.inl"
+#include "table_avx2.inl"
 
 constexpr Kernels KERNELS = {"avx2",         rms_norm,   quantise,      quantise_wide, swiglu,
-                             attend,         store_half_row, store_int8_row, ternary,   head_int8,
+                             attend,         store_half_row, store_int8_row, ternary,   ternary_table,
+                             head_int8,
                              head_float,     pack_head_row,  widen,     sum_exp,
                              max_of,         read};
 }  // namespace

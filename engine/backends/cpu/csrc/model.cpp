@@ -87,14 +87,49 @@ void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
 
 void Model::reserve(int rows) {
     if (rows <= reserved_) return;
-    reserved_ = round_up(rows, 8);
+    reserved_ = round_up(rows, TABLE_ROWS);
     grow<float>(hidden_, ptrdiff_t(reserved_) * hidden_stride_);
     grow<int8_t>(quantised_, ptrdiff_t(reserved_) * q_stride_);
     grow<int32_t>(acc_, ptrdiff_t(reserved_) * acc_stride_);
     grow<float>(queries_, ptrdiff_t(reserved_) * query_stride_);
     grow<float>(attended_, ptrdiff_t(reserved_) * attended_stride_);
-    quants_.resize(reserved_);
+    peaks_.resize(reserved_);
+    sums_.resize(reserved_);
+    if (table_rows_)
+        grow<int16_t>(interleaved_, ptrdiff_t(reserved_) * q_stride_);
     for (Segment& segment : segments_) segment.active.reserve(reserved_);
+}
+
+void Model::tune() {
+    if (!kernels_.ternary_table) return;
+    for (int i = 0; i < team_.size(); i++) table_scratch_.emplace_back(TABLE_SCRATCH, Pages::Size::huge);
+    reserve(MAX_GEMM_ROWS);
+    const Matrix& matrix = layers_.front().gate_up;
+    const Part& part = matrix.parts.front();
+    const int end = std::min(part.quads(), TABLE_TILE / QUAD);
+    const Pages x(size_t(q_stride_) * MAX_GEMM_ROWS * sizeof(int16_t), Pages::Size::small);
+    const auto seconds = [](auto&& work) {
+        double best = 1.0;
+        for (int i = 0; i < 4; i++) {
+            const auto started = std::chrono::steady_clock::now();
+            work();
+            best = std::min(best, std::chrono::duration<double>(
+                                      std::chrono::steady_clock::now() - started).count());
+        }
+        return best;
+    };
+    const double by_table = seconds([&] {
+        kernels_.ternary_table(part.codes, matrix.blocks(), x.as<int16_t>(), TABLE_ROWS / 2,
+                               MAX_GEMM_ROWS, sums_.data(), 0, end, table_scratch_[0].as<char>(),
+                               acc_.as<int32_t>(), acc_stride_);
+    });
+    table_rows_ = MAX_GEMM_ROWS + 1;
+    while (table_rows_ > 1 && by_table < seconds([&] {
+               kernels_.ternary(part.codes, matrix.blocks(), quantised_.as<int8_t>(), q_stride_,
+                                table_rows_ - 1, 0, end, acc_.as<int32_t>(), acc_stride_);
+           }))
+        table_rows_--;
+    reserved_ = 0;  // what is kept for products by table depends on the outcome
 }
 
 double Model::read_seconds(const uint8_t* data, size_t bytes) {

@@ -91,6 +91,8 @@ public:
     // Rounds the head to 8 bits with a scale per row; the table is not read again.
     void pack_head(Table table);
     void set_draft_ids(std::vector<int> ids);
+    // Finds out, in a few ms, from how many rows on table look-up is faster on this machine.
+    void tune();
 
     // --- memory ---
     void allocate(int blocks, int block_size, int states, KvDtype dtype);
@@ -119,6 +121,14 @@ private:
     struct Segment {  // layers in which the same rows are active
         int first, last;
         std::vector<int> active;
+        bool tables;  // whether there are enough of them for products by table look-up
+
+        int count() const { return int(active.size()); }
+        // Rows go in groups of TABLE_ROWS; the last may be half as wide.
+        int groups() const { return (count() + TABLE_ROWS - 1) / TABLE_ROWS; }
+        int width(int group) const {
+            return count() - group * TABLE_ROWS > TABLE_ROWS / 2 ? TABLE_ROWS : TABLE_ROWS / 2;
+        }
     };
 
     struct Best {
@@ -130,15 +140,18 @@ private:
     void plan(const std::vector<Row>& rows);
     void reserve(int rows);
     void run_layers(Team::Member& member, const Segment& segment);
-    void gemm(Team::Member& member, const Matrix& matrix, int rows);
-    void normalise(int slot, int row, const std::vector<float>& gain);
-    void quantise(int slot, const float* x, int n);
-    // One output row of the last gemm, as floats: x = float(acc) · c, c = (peak / 127) · scale.
+    void gemm(Team::Member& member, const Segment& segment, const Matrix& matrix);
+    void gemm_by_tables(Team::Member& member, const Segment& segment, const Matrix& matrix);
+    void normalise(const Segment& segment, int slot, const std::vector<float>& gain);
+    void quantise(const Segment& segment, int slot, const float* x, int n);
+    // (peak / 127) · scale: what an integer sum of this row and linear stands for.
+    float factor(int slot, const Part& part) const { return peaks_[slot] / 127.0f * part.scale; }
+    // One row of the last gemm as floats.
     void scaled(int slot, const Part& part, float* out) const;
     void add_residual(int slot, int row, const Matrix& matrix);
     void rotate_and_store(Team::Member& member, int layer, int slot, const Row& row);
     void attend(Team::Member& member, int layer, int slot, const Row& row, int kv_head);
-    void swiglu(Team::Member& member, int slot, const Matrix& matrix);
+    void swiglu(Team::Member& member, const Segment& segment, int slot, const Matrix& matrix);
     KvView view(const Pages& data, const Pages& scales, int layer, int kv_head) const;
     void score(Team::Member& member, int count, bool draft, float* out);
     bool prepare_head(const float* const* residuals, const int* depths, int count);
@@ -170,8 +183,11 @@ private:
     int score_stride_, wide_limit_;
     ptrdiff_t scratch_stride_;
     int reserved_ = 0;
-    Pages hidden_, quantised_, acc_, queries_, attended_, member_scratch_;
-    std::vector<Quantised> quants_;
+    Pages hidden_, quantised_, interleaved_, acc_, queries_, attended_, member_scratch_;
+    std::vector<Pages> table_scratch_;  // per member
+    std::vector<float> peaks_;
+    std::vector<int32_t> sums_;
+    int table_rows_ = 0;  // fewest rows for which look-up is faster; 0: never
     std::vector<Segment> segments_;
     int num_segments_ = 0;
     std::atomic<bool> finite_{true};

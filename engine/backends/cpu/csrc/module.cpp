@@ -133,6 +133,8 @@ public:
         model_.set_draft_ids(ids);
     }
 
+    void tune() { model_.tune(); }
+
     void allocate(int blocks, int block_size, int states, const std::string& dtype) {
         if (blocks < 0 || block_size < 1 || states < 0)
             throw std::invalid_argument("K/V sizes must not be negative");
@@ -357,6 +359,7 @@ NB_MODULE(_native, m) {
         .def("set_head", &Binding::set_head)
         .def("pack_head", &Binding::pack_head)
         .def("set_draft_ids", &Binding::set_draft_ids)
+        .def("tune", &Binding::tune)
         .def("allocate", &Binding::allocate)
         .def("sweep", &Binding::sweep)
         .def("logits", &Binding::logits)
