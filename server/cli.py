@@ -13,6 +13,7 @@ from server.commands.evaluate import evaluate
 from server.commands.export import export
 from server.commands.pack import pack
 from server.commands.serve import serve
+from server.commands.synth import synth
 from server.commands.train import train
 from server.version import package_version
 
@@ -28,6 +29,7 @@ app.command(short_help="Serve a model over OpenAI-style endpoints.")(serve)
 app.command(short_help="Make a checkpoint small and quick to load.")(pack)
 app.command(short_help="Write a model as GGUF, for llama.cpp.")(export)
 app.command(short_help="Train an early-exit model on text files.")(train)
+app.command(short_help="Write a random model of any size, to measure speed with.")(synth)
 app.command("eval", short_help="Measure what each exit of a model is worth.")(evaluate)
 
 

@@ -1,4 +1,4 @@
-"""The CPU backend's Python side: arranges a checkpoint for the native model, which does the work."""
+"""The CPU backend's Python side: arranges a checkpoint for the native model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine.backends.cpu import _native
 from engine.backends.protocol import Draw, Sweep, draft_vocabulary
 from engine.checkpoint.loader import PackedCheckpoint
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, norm_names
-from engine.checkpoint.ternary import pack_trits
 from engine.checkpoint.source import WeightSource
+from engine.checkpoint.ternary import pack_trits
 from engine.config import ModelConfig
 from engine.errors import ConfigError
 
@@ -148,7 +148,9 @@ class CpuBackend:
         config, model = self.config, self._model
         model.set_rotary(*_rotary_tables(config))
         for layer in range(config.num_layers):
-            codes, scales = zip(*(_packed(checkpoint, layer, name) for name in LINEARS), strict=True)
+            codes, scales = zip(
+                *(_packed(checkpoint, layer, name) for name in LINEARS), strict=True
+            )
             norms = (_floats(checkpoint.tensor(name)) for name in norm_names(layer))
             model.set_layer(layer, *norms, list(codes), [float(scale) for scale in scales])
         model.set_final_norm(_floats(checkpoint.tensor(FINAL_NORM)))
