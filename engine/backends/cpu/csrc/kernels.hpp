@@ -63,6 +63,8 @@ struct Attention {
 // Ternary products by look-up: acc = Σ q · trit for the outputs of tiles begin..end. Their codes
 // lie as [tile][block][byte position][TILE outputs].
 struct Lookups {
+    // One tile from the packed layout, of which it has `quads` quads; the rest becomes zero.
+    void (*copy_tile)(const uint8_t* codes, int blocks, int quads, uint8_t* tile);
     // One activation row's tables, 64 bytes for every 4 inputs.
     void (*digit_tables)(const int8_t* q, int blocks, int8_t* tables);
     // That row's product.

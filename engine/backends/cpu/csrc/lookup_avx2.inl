@@ -5,6 +5,42 @@
 // rows a whole byte, four codes, picks from a table in memory the partial sums of 8 or 16 rows at
 // once (`by_sums`, the "method of four Russians"). Both are exact.
 
+// --- the layout -----------------------------------------------------------------------------
+
+// 16 rows of 16 bytes to their columns: four perfect shuffles.
+inline void transpose_bytes(__m128i* rows) {
+    __m128i mixed[16];
+    for (int round = 0; round < 4; round++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            mixed[2 * i] = _mm_unpacklo_epi8(rows[i], rows[i + 8]);
+            mixed[2 * i + 1] = _mm_unpackhi_epi8(rows[i], rows[i + 8]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) rows[i] = mixed[i];
+    }
+}
+
+void copy_tile(const uint8_t* codes, int blocks, int quads, uint8_t* tile) {
+    constexpr int BYTES = BLOCK / 4, HALF = 16;
+    const __m128i zeros = _mm_set1_epi8(0x55);  // four codes 1
+    for (int b = 0; b < blocks; b++, tile += BYTES * TILE)
+        for (int o = 0; o < TILE; o += HALF)
+            for (int j = 0; j < BYTES; j += HALF) {
+                __m128i rows[HALF];
+                for (int r = 0; r < HALF; r++) {
+                    const int quad = (o + r) / QUAD;
+                    const uint8_t* from =
+                        codes + ((ptrdiff_t(quad) * blocks + b) * QUAD + r % QUAD) * BYTES + j;
+                    rows[r] = quad < quads ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))
+                                           : zeros;
+                }
+                transpose_bytes(rows);
+                for (int r = 0; r < HALF; r++)
+                    _mm_store_si128(reinterpret_cast<__m128i*>(tile + (j + r) * TILE + o), rows[r]);
+            }
+}
+
 // --- few rows -------------------------------------------------------------------------------
 //
 // Bytes hold only small sums, so an activation is split into two digits, q = 17·h + l with
@@ -316,4 +352,4 @@ void by_sums(const uint8_t* tiles, int blocks, const int16_t* x, int width, int 
         tiles, blocks, x, rows, begin, end, scratch, acc, acc_stride);
 }
 
-constexpr Lookups LOOKUPS = {digit_tables, by_digits, by_sums};
+constexpr Lookups LOOKUPS = {copy_tile, digit_tables, by_digits, by_sums};

@@ -143,16 +143,7 @@ void Model::copy_tiles() {
     team_.run([&](Team::Member& member) {
         member.each(int(tiles.size()), [&](int i) {
             const Tile& tile = tiles[i];
-            for (int b = 0; b < tile.blocks; b++) {
-                uint8_t* const out = tile.to + ptrdiff_t(b) * BYTES * TILE;
-                for (int quad = 0; quad < tile.quads; quad++) {
-                    const uint8_t* in =
-                        tile.from + (ptrdiff_t(quad) * tile.blocks + b) * QUAD * BYTES;
-                    for (int j = 0; j < BYTES; j++)
-                        for (int r = 0; r < QUAD; r++)
-                            out[j * TILE + quad * QUAD + r] = in[r * BYTES + j];
-                }
-            }
+            kernels_.lookups->copy_tile(tile.from, tile.blocks, tile.quads, tile.to);
         });
     });
 }
