@@ -24,6 +24,9 @@ LENGTH_BYTES = 8
 CHUNK_BYTES = 4 << 20
 """Long tensors are checked and copied in pieces of this size."""
 
+_CHECKED_BYTES = 128 << 10
+"""Values are checked in pieces that stay in a core's cache."""
+
 _NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1"}
 _SPECIAL: dict[str, tuple[type[np.uint16] | type[np.uint32], int]] = {
     "F32": (np.uint32, 0x7F800000),
@@ -114,7 +117,7 @@ def all_finite(values: NDArray[Any], tag: str) -> bool:
     """Whether stored values hold neither NaN nor infinity, looking at one piece at a time."""
     bits, first_special = _SPECIAL[tag]
     flat = values.reshape(-1).view(bits)
-    step = CHUNK_BYTES // 4 // values.dtype.itemsize
+    step = _CHECKED_BYTES // values.dtype.itemsize
     # Without its sign bit a float's bits are ordered as its magnitude is, NaN above infinity.
     magnitude = bits(np.iinfo(bits).max >> 1)
     for start in range(0, flat.size, step):
