@@ -13,7 +13,8 @@ constexpr ptrdiff_t GEMM_CHUNK_BYTES = 32768;  // codes that a member claims at 
 int pieces(int count, int size) { return (count + size - 1) / size; }
 
 int chunk_tiles(const Matrix& matrix) {
-    return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / matrix.tile_bytes()));
+    // The kernels take two tiles at a time.
+    return int(std::max<ptrdiff_t>(2, GEMM_CHUNK_BYTES / matrix.tile_bytes()));
 }
 
 // Cuts a matrix's parts into runs of `tiles` and calls f(part, begin, end, repeat) for each, and
