@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.backends.cpu import _native
 from engine.backends.protocol import Draw, Sweep, draft_vocabulary
-from engine.checkpoint.loader import PackedCheckpoint
+from engine.checkpoint.loader import Checkpoint, PackedCheckpoint
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, norm_names
 from engine.checkpoint.source import WeightSource
 from engine.checkpoint.ternary import pack_trits
@@ -161,7 +161,10 @@ class CpuBackend:
         else:
             model.set_head(_bfloat16(head) if self.head_dtype == "bf16" else head)
         model.set_draft_ids(self._draft_ids.tolist())
-        model.tune()
+        model.finish()
+        if isinstance(checkpoint, Checkpoint):
+            # The codes and the head have been rearranged: what is left is a row here and there.
+            checkpoint.release_pages()
 
 
 def instruction_sets() -> list[str]:

@@ -24,23 +24,25 @@ struct Shape {
     int kv_size() const { return kv_heads * head_dim; }
 };
 
-// One ternary linear as it lies in the file: scale × (codes − 1).
+// One ternary linear: scale × (codes − 1).
 struct Part {
-    const uint8_t* codes;
+    const uint8_t* codes;  // as in the file, or in tiles
     int outputs;
     float scale;
     int offset;  // of its first output among those of its matrix
 
     int quads() const { return (outputs + QUAD - 1) / QUAD; }
+    int tiles() const { return (outputs + TILE - 1) / TILE; }
 };
 
 // Linears that share an input.
 struct Matrix {
     std::vector<Part> parts;
     int inputs = 0;
-    int outputs = 0;  // each part's rounded up to a quad
+    int outputs = 0;  // each part's rounded up to a tile
 
     int blocks() const { return round_up(inputs, BLOCK) / BLOCK; }
+    ptrdiff_t tile_bytes() const { return ptrdiff_t(blocks()) * BLOCK / 4 * TILE; }
 };
 
 struct Layer {
@@ -91,8 +93,9 @@ public:
     // Rounds the head to 8 bits with a scale per row; the table is not read again.
     void pack_head(Table table);
     void set_draft_ids(std::vector<int> ids);
-    // Finds out, in a few ms, from how many rows on table look-up is faster on this machine.
-    void tune();
+    // Arranges what was set for the kernels; if this returns true, layers are not read again from
+    // where they were.
+    bool finish();
 
     // --- memory ---
     void allocate(int blocks, int block_size, int states, KvDtype dtype);
@@ -121,13 +124,13 @@ private:
     struct Segment {  // layers in which the same rows are active
         int first, last;
         std::vector<int> active;
-        bool tables;  // whether there are enough of them for products by table look-up
+        bool by_sums;  // whether there are enough of them for `Lookups::by_sums`
 
         int count() const { return int(active.size()); }
-        // Rows go in groups of TABLE_ROWS; the last may be half as wide.
-        int groups() const { return (count() + TABLE_ROWS - 1) / TABLE_ROWS; }
+        // Rows go in groups of LOOKUP_ROWS; the last may be half as wide.
+        int groups() const { return (count() + LOOKUP_ROWS - 1) / LOOKUP_ROWS; }
         int width(int group) const {
-            return count() - group * TABLE_ROWS > TABLE_ROWS / 2 ? TABLE_ROWS : TABLE_ROWS / 2;
+            return count() - group * LOOKUP_ROWS > LOOKUP_ROWS / 2 ? LOOKUP_ROWS : LOOKUP_ROWS / 2;
         }
     };
 
@@ -137,11 +140,14 @@ private:
         float logit;  // the greatest, whatever its noise
     };
 
+    void copy_tiles();
+    void tune();
     void plan(const std::vector<Row>& rows);
     void reserve(int rows);
     void run_layers(Team::Member& member, const Segment& segment);
     void gemm(Team::Member& member, const Segment& segment, const Matrix& matrix);
-    void gemm_by_tables(Team::Member& member, const Segment& segment, const Matrix& matrix);
+    void gemm_by_digits(Team::Member& member, const Segment& segment, const Matrix& matrix);
+    void gemm_by_sums(Team::Member& member, const Segment& segment, const Matrix& matrix);
     void normalise(const Segment& segment, int slot, const std::vector<float>& gain);
     void quantise(const Segment& segment, int slot, const float* x, int n);
     // (peak / 127) · scale: what an integer sum of this row and linear stands for.
@@ -167,6 +173,7 @@ private:
     Team team_;
 
     std::vector<Layer> layers_;
+    Pages tiles_;
     std::vector<float> final_norm_, cos_, sin_;
     Table embedding_{}, head_{};
     Pages packed_head_;
@@ -184,10 +191,11 @@ private:
     ptrdiff_t scratch_stride_;
     int reserved_ = 0;
     Pages hidden_, quantised_, interleaved_, acc_, queries_, attended_, member_scratch_;
-    std::vector<Pages> table_scratch_;  // per member
+    Pages digit_tables_;
+    std::vector<Pages> lookup_scratch_;  // per member
     std::vector<float> peaks_;
     std::vector<int32_t> sums_;
-    int table_rows_ = 0;  // fewest rows for which look-up is faster; 0: never
+    int fewest_for_sums_ = 0;  // rows from which on `by_sums` is faster than `by_digits`
     std::vector<Segment> segments_;
     int num_segments_ = 0;
     std::atomic<bool> finite_{true};

@@ -8,25 +8,25 @@
 namespace bitskip {
 namespace {
 
-constexpr ptrdiff_t GEMM_CHUNK_BYTES = 16384;  // codes that a member claims at a time
-
-int chunk_quads(const Matrix& matrix) {
-    return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / (matrix.blocks() * ptrdiff_t(BLOCK))));
-}
+constexpr ptrdiff_t GEMM_CHUNK_BYTES = 32768;  // codes that a member claims at a time
 
 int pieces(int count, int size) { return (count + size - 1) / size; }
 
-// Cuts a matrix's parts into runs of `quads` and calls f(part, begin, end, repeat) for each, and
+int chunk_tiles(const Matrix& matrix) {
+    return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / matrix.tile_bytes()));
+}
+
+// Cuts a matrix's parts into runs of `tiles` and calls f(part, begin, end, repeat) for each, and
 // for each of 0..repeats − 1.
 template <class F>
-void each_piece(Team::Member& member, const Matrix& matrix, int quads, int repeats, F&& f) {
+void each_piece(Team::Member& member, const Matrix& matrix, int tiles, int repeats, F&& f) {
     int total = 0;
-    for (const Part& part : matrix.parts) total += pieces(part.quads(), quads);
+    for (const Part& part : matrix.parts) total += pieces(part.tiles(), tiles);
     member.each(total * repeats, [&](int i) {
         int piece = i % total;
         const Part* part = matrix.parts.data();
-        for (; piece >= pieces(part->quads(), quads); part++) piece -= pieces(part->quads(), quads);
-        f(*part, piece * quads, std::min((piece + 1) * quads, part->quads()), i / total);
+        for (; piece >= pieces(part->tiles(), tiles); part++) piece -= pieces(part->tiles(), tiles);
+        f(*part, piece * tiles, std::min((piece + 1) * tiles, part->tiles()), i / total);
     });
 }
 
@@ -82,7 +82,7 @@ void Model::plan(const std::vector<Row>& rows) {
         segment.active.clear();
         for (int i = 0; i < int(rows.size()); i++)
             if (rows[i].first <= first && first < rows[i].last) segment.active.push_back(i);
-        segment.tables = table_rows_ > 0 && segment.count() >= table_rows_;
+        segment.by_sums = kernels_.lookups && segment.count() >= fewest_for_sums_;
         if (!segment.active.empty()) num_segments_++;
         first = next;
     }
@@ -125,39 +125,57 @@ void Model::run_layers(Team::Member& member, const Segment& segment) {
     member.settle();
 }
 
-// acc = Σ q · code for all rows; the row count chooses the kernel, which integers do not notice.
+// Integer sums for all rows; the row count chooses the kernel, which integers do not notice.
 void Model::gemm(Team::Member& member, const Segment& segment, const Matrix& matrix) {
-    if (segment.tables) return gemm_by_tables(member, segment, matrix);
-    const int chunk = chunk_quads(matrix), blocks = matrix.blocks(), rows = segment.count();
-    each_piece(member, matrix, chunk, 1, [&](const Part& part, int begin, int end, int) {
+    if (segment.by_sums) return gemm_by_sums(member, segment, matrix);
+    if (kernels_.lookups) return gemm_by_digits(member, segment, matrix);
+    const int blocks = matrix.blocks(), rows = segment.count();
+    each_piece(member, matrix, chunk_tiles(matrix), 1,
+               [&](const Part& part, int begin, int end, int) {
+        constexpr int QUADS = TILE / QUAD;
         for (int m = 0; m < rows; m += MAX_GEMM_ROWS)
             kernels_.ternary(part.codes, blocks,
                              quantised_.as<int8_t>() + ptrdiff_t(m) * q_stride_, q_stride_,
-                             std::min(rows - m, MAX_GEMM_ROWS), begin, end,
+                             std::min(rows - m, MAX_GEMM_ROWS), begin * QUADS,
+                             std::min(end * QUADS, part.quads()),
                              acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ + part.offset,
                              acc_stride_);
     });
 }
 
-void Model::gemm_by_tables(Team::Member& member, const Segment& segment, const Matrix& matrix) {
-    // A tile's tables cost as much as 120 of its outputs: few, large tiles.
-    const int share = round_up(matrix.outputs, team_.size() * QUAD) / team_.size();
-    const int tile = segment.groups() >= team_.size() ? TABLE_TILE : std::clamp(share, 512, TABLE_TILE);
-    char* scratch = table_scratch_[member.index()].as<char>();
-    each_piece(member, matrix, tile / QUAD, segment.groups(),
+void Model::gemm_by_digits(Team::Member& member, const Segment& segment, const Matrix& matrix) {
+    each_piece(member, matrix, chunk_tiles(matrix), 1,
+               [&](const Part& part, int begin, int end, int) {
+        for (int m = 0; m < segment.count(); m++)
+            kernels_.lookups->by_digits(part.codes, matrix.blocks(),
+                                        digit_tables_.as<int8_t>() + ptrdiff_t(m) * q_stride_ * 16,
+                                        begin, end,
+                                        acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ +
+                                            part.offset + begin * TILE);
+    });
+}
+
+void Model::gemm_by_sums(Team::Member& member, const Segment& segment, const Matrix& matrix) {
+    // A call's tables cost as much as 120 of its outputs: few calls with many tiles.
+    const int share = pieces(matrix.outputs, team_.size() * TILE);
+    const int tiles = segment.groups() >= team_.size() ? LOOKUP_TILES : std::clamp(share, 16, LOOKUP_TILES);
+    char* scratch = lookup_scratch_[member.index()].as<char>();
+    each_piece(member, matrix, tiles, segment.groups(),
                [&](const Part& part, int begin, int end, int group) {
-        const ptrdiff_t first = ptrdiff_t(group) * TABLE_ROWS;
-        kernels_.ternary_table(part.codes, matrix.blocks(),
-                               interleaved_.as<int16_t>() + first * q_stride_, segment.width(group),
-                               std::min(segment.count() - int(first), TABLE_ROWS),
-                               sums_.data() + first, begin, end, scratch,
-                               acc_.as<int32_t>() + first * acc_stride_ + part.offset, acc_stride_);
+        const ptrdiff_t first = ptrdiff_t(group) * LOOKUP_ROWS;
+        kernels_.lookups->by_sums(part.codes, matrix.blocks(),
+                                  interleaved_.as<int16_t>() + first * q_stride_,
+                                  segment.width(group),
+                                  std::min(segment.count() - int(first), LOOKUP_ROWS), begin, end,
+                                  scratch,
+                                  acc_.as<int32_t>() + first * acc_stride_ + part.offset,
+                                  acc_stride_);
     });
 }
 
 void Model::scaled(int slot, const Part& part, float* out) const {
     const int32_t* acc = acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_ + part.offset;
-    const int32_t sum = sums_[slot];  // codes are trits + 1
+    const int32_t sum = sums_[slot];
     const float c = factor(slot, part);
     for (int i = 0; i < part.outputs; i++) out[i] = float(acc[i] - sum) * c;
 }
@@ -167,13 +185,16 @@ void Model::quantise(const Segment& segment, int slot, const float* x, int n) {
     int8_t* q = quantised_.as<int8_t>() + ptrdiff_t(slot) * q_stride_;
     const Quantised result = kernels_.quantise(x, n, padded, q);
     peaks_[slot] = result.peak;
-    sums_[slot] = result.sum;
+    sums_[slot] = kernels_.lookups ? 0 : result.sum;  // codes are trits + 1
     if (!std::isfinite(result.peak)) finite_.store(false, std::memory_order_relaxed);
-    if (segment.tables) {
-        const int group = slot / TABLE_ROWS, width = segment.width(group);
+    if (segment.by_sums) {
+        const int group = slot / LOOKUP_ROWS, width = segment.width(group);
         int16_t* column = interleaved_.as<int16_t>() +
-                          ptrdiff_t(group) * TABLE_ROWS * q_stride_ + slot % TABLE_ROWS;
+                          ptrdiff_t(group) * LOOKUP_ROWS * q_stride_ + slot % LOOKUP_ROWS;
         for (int i = 0; i < padded; i++) column[ptrdiff_t(i) * width] = q[i];
+    } else if (kernels_.lookups) {
+        kernels_.lookups->digit_tables(
+            q, padded / BLOCK, digit_tables_.as<int8_t>() + ptrdiff_t(slot) * q_stride_ * 16);
     }
 }
 
