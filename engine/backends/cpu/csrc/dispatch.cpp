@@ -21,7 +21,7 @@ namespace {
 #if defined(BITSKIP_AVX2)
 bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
 }
 #endif
 

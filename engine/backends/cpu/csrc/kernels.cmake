@@ -24,7 +24,7 @@ function(bitskip_instruction_set name)
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-    bitskip_instruction_set(avx2 -mfma -mf16c -mavx2)
+    bitskip_instruction_set(avx2 -mfma -mf16c -mbmi2 -mavx2)
     bitskip_instruction_set(avxvnni -mfma -mf16c -mavx2 -mavxvnni)
     bitskip_instruction_set(avx512vnni
         -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni)

@@ -8,10 +8,12 @@ namespace {
 
 #include "float_ops.inl"
 #include "integer_neon.inl"
-#include "by_rows.inl"
+#include "ternary_by_rows.inl"
+#include "head_by_rows.inl"
 
 constexpr Kernels KERNELS = {"neon",         rms_norm,   quantise,      quantise_wide, swiglu,
-                             attend,         store_half_row, store_int8_row, ternary,   head_int8,
+                             attend,         store_half_row, store_int8_row, ternary,   nullptr,
+                             head_int8,
                              head_float,     pack_head_row,  widen,     sum_exp,
                              max_of,         read};
 }  // namespace
