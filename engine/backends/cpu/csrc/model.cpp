@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <new>
 
 namespace bitskip {
 namespace {
@@ -70,10 +71,12 @@ void Model::set_draft_ids(std::vector<int> ids) {
 }
 
 void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
-    num_blocks_ = blocks;
-    block_size_ = block_size;
-    num_states_ = states;
-    kv_dtype_ = dtype;
+    // Should there be too little memory, nobody may think that there are blocks.
+    num_blocks_ = num_states_ = 0;
+    for (Pages* pages : {&keys_, &values_, &key_scales_, &value_scales_, &states_}) *pages = Pages();
+    // In floating point, since the product may not fit 64 bits.
+    if (double(blocks) * shape_.layers * shape_.kv_heads * block_size * head_stride_ > 0x1p60)
+        throw std::bad_alloc();
     const size_t positions = size_t(blocks) * shape_.layers * shape_.kv_heads * block_size;
     const size_t bytes = positions * head_stride_ * (dtype == KvDtype::float16 ? 2 : 1);
     const size_t scales = dtype == KvDtype::int8 ? positions * sizeof(float) : 0;
@@ -83,18 +86,23 @@ void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
     key_scales_ = Pages(scales, Pages::Size::small);
     value_scales_ = Pages(scales, Pages::Size::small);
     states_ = Pages(size_t(states) * hidden_stride_ * sizeof(float), Pages::Size::small);
+    num_blocks_ = blocks;
+    block_size_ = block_size;
+    num_states_ = states;
+    kv_dtype_ = dtype;
 }
 
 void Model::reserve(int rows) {
     if (rows <= reserved_) return;
-    reserved_ = round_up(rows, 8);
-    grow<float>(hidden_, ptrdiff_t(reserved_) * hidden_stride_);
-    grow<int8_t>(quantised_, ptrdiff_t(reserved_) * q_stride_);
-    grow<int32_t>(acc_, ptrdiff_t(reserved_) * acc_stride_);
-    grow<float>(queries_, ptrdiff_t(reserved_) * query_stride_);
-    grow<float>(attended_, ptrdiff_t(reserved_) * attended_stride_);
-    quants_.resize(reserved_);
-    for (Segment& segment : segments_) segment.active.reserve(reserved_);
+    const int wanted = round_up(rows, 8);
+    grow<float>(hidden_, ptrdiff_t(wanted) * hidden_stride_);
+    grow<int8_t>(quantised_, ptrdiff_t(wanted) * q_stride_);
+    grow<int32_t>(acc_, ptrdiff_t(wanted) * acc_stride_);
+    grow<float>(queries_, ptrdiff_t(wanted) * query_stride_);
+    grow<float>(attended_, ptrdiff_t(wanted) * attended_stride_);
+    quants_.resize(wanted);
+    for (Segment& segment : segments_) segment.active.reserve(wanted);
+    reserved_ = wanted;
 }
 
 double Model::read_seconds(const uint8_t* data, size_t bytes) {

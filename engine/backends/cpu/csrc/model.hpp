@@ -133,6 +133,8 @@ private:
     void gemm(Team::Member& member, const Matrix& matrix, int rows);
     void normalise(int slot, int row, const std::vector<float>& gain);
     void quantise(int slot, const float* x, int n);
+    // Makes the sweep fail unless `value` is finite.
+    void expect_finite(float value);
     // One output row of the last gemm, as floats: x = float(acc) · c, c = (peak / 127) · scale.
     void scaled(int slot, const Part& part, float* out) const;
     void add_residual(int slot, int row, const Matrix& matrix);
@@ -162,7 +164,7 @@ private:
     int draft_prefix_ = 0;  // draft ids 0..prefix−1 are the ids themselves
 
     KvDtype kv_dtype_ = KvDtype::float16;
-    int num_blocks_ = 0, block_size_ = 0, num_states_ = 0;
+    int num_blocks_ = 0, block_size_ = 1, num_states_ = 0;
     Pages keys_, values_, key_scales_, value_scales_, states_;
 
     // Widths of the buffers' rows, in elements.

@@ -9,6 +9,9 @@ namespace bitskip {
 namespace {
 
 constexpr ptrdiff_t GEMM_CHUNK_BYTES = 16384;  // codes that a member claims at a time
+constexpr float HALF_LIMIT = 65520.0f;         // the least float that float16 rounds to infinity
+// Longer queries could make sums of both infinities, and a NaN among scores loses its key unseen.
+constexpr float QUERY_LIMIT = 1e30f;
 
 int chunk_quads(const Matrix& matrix) {
     return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / (matrix.blocks() * ptrdiff_t(BLOCK))));
@@ -138,14 +141,18 @@ void Model::scaled(int slot, const Part& part, float* out) const {
 void Model::quantise(int slot, const float* x, int n) {
     quants_[slot] = kernels_.quantise(x, n, round_up(n, BLOCK),
                                       quantised_.as<int8_t>() + ptrdiff_t(slot) * q_stride_);
-    if (!std::isfinite(quants_[slot].peak)) finite_.store(false, std::memory_order_relaxed);
+    expect_finite(quants_[slot].peak);
+}
+
+void Model::expect_finite(float value) {
+    if (!std::isfinite(value)) finite_.store(false, std::memory_order_relaxed);
 }
 
 void Model::normalise(int slot, int row, const std::vector<float>& gain) {
     // Its place among the accumulators is free between two matrix products.
     float* normed = reinterpret_cast<float*>(acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_);
-    kernels_.rms_norm(hidden_.as<float>() + ptrdiff_t(row) * hidden_stride_, gain.data(),
-                      shape_.hidden, shape_.eps, normed);
+    expect_finite(kernels_.rms_norm(hidden_.as<float>() + ptrdiff_t(row) * hidden_stride_,
+                                    gain.data(), shape_.hidden, shape_.eps, normed));
     quantise(slot, normed, shape_.hidden);
 }
 
@@ -185,6 +192,8 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
 
     scaled(slot, qkv.parts[0], x);
     float* queries = queries_.as<float>() + ptrdiff_t(slot) * query_stride_;
+    const float longest = quants_[slot].peak * qkv.parts[0].scale * float(qkv.inputs);
+    expect_finite(longest < QUERY_LIMIT ? longest : INFINITY);
     const float scale = 1.0f / std::sqrt(float(size));
     for (int h = 0; h < shape_.heads; h++)
         rotated(x + h * size, queries + ptrdiff_t(h) * head_stride_, scale);
@@ -198,12 +207,14 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
         const KvView at = view(data, scales, layer, h);
         uint8_t* cell = const_cast<uint8_t*>(at.data) + block * at.block_stride;
         if (kv_dtype_ == KvDtype::float16) {
-            kernels_.store_half(padded, head_stride_,
-                                reinterpret_cast<uint16_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+            const float peak = kernels_.store_half(
+                padded, head_stride_, reinterpret_cast<uint16_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+            expect_finite(peak < HALF_LIMIT ? peak : INFINITY);
         } else {
             float* scale_cell = const_cast<float*>(at.scales) + block * at.scale_stride + offset;
             *scale_cell = kernels_.store_int8(
                 padded, head_stride_, reinterpret_cast<int8_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+            expect_finite(*scale_cell);
         }
     };
     scaled(slot, qkv.parts[1], x);
