@@ -25,7 +25,7 @@ inline Lanes load_as(const void* w, Dtype dtype, int i) {
     }
 }
 
-void rms_norm(const float* x, const float* gain, int n, float eps, float* out) {
+float rms_norm(const float* x, const float* gain, int n, float eps, float* out) {
     Lanes squares = set1(0.0f);
     for (int i = 0; i < n; i += LANES) {
         const Lanes a = load(x + i);
@@ -35,6 +35,7 @@ void rms_norm(const float* x, const float* gain, int n, float eps, float* out) {
     const Lanes inverse = set1(1.0f / __builtin_sqrtf(mean + eps));
     for (int i = 0; i < n; i += LANES)
         store(out + i, mul(mul(load(x + i), inverse), load(gain + i)));
+    return mean;
 }
 
 constexpr float MIN_PEAK = 1e-6f;
@@ -83,8 +84,9 @@ void swiglu(const float* gate, const float* up, int n, float* out) {
     }
 }
 
-void store_half_row(const float* x, int n, uint16_t* out) {
+float store_half_row(const float* x, int n, uint16_t* out) {
     for (int i = 0; i < n; i += LANES) store_half(out + i, load(x + i));
+    return peak_of(x, n);
 }
 
 float store_int8_row(const float* x, int n, int8_t* out) {

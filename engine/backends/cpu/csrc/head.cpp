@@ -66,16 +66,19 @@ bool Model::pick(const float* const* residuals, const int* depths, const Draw* d
 // Norms and, for a packed head, quantises the residuals. False if one is not finite.
 bool Model::prepare_head(const float* const* residuals, const int* depths, int count) {
     if (count > head_reserved_) {
-        head_reserved_ = round_up(count, 8);
-        const ptrdiff_t size = ptrdiff_t(head_reserved_) * hidden_stride_;
+        const int wanted = round_up(count, 8);
+        const ptrdiff_t size = ptrdiff_t(wanted) * hidden_stride_;
         head_x_ = Pages(size * sizeof(float), Pages::Size::small);
         head_q_ = Pages(size * sizeof(int16_t), Pages::Size::small);
-        head_scale_.resize(head_reserved_);
+        head_scale_.resize(wanted);
+        head_reserved_ = wanted;
     }
     bool finite = true;
     for (int i = 0; i < count; i++) {
         float* x = head_x_.as<float>() + ptrdiff_t(i) * hidden_stride_;
         std::memcpy(x, residuals[i], shape_.hidden * sizeof(float));
+        // A norm in place leaves NaN in the padding of a row that was not finite.
+        std::fill(x + shape_.hidden, x + hidden_stride_, 0.0f);
         if (depths[i] == shape_.layers || shape_.exit_norm)
             kernels_.rms_norm(x, final_norm_.data(), shape_.hidden, shape_.eps, x);
         int16_t* q = head_q_.as<int16_t>() + ptrdiff_t(i) * hidden_stride_;

@@ -78,8 +78,8 @@ struct Lookups {
 struct Kernels {
     const char* name;
 
-    // out = x / √(mean(x²) + eps) · gain over n elements.
-    void (*rms_norm)(const float* x, const float* gain, int n, float eps, float* out);
+    // out = x / √(mean(x²) + eps) · gain over n elements; returns mean(x²).
+    float (*rms_norm)(const float* x, const float* gain, int n, float eps, float* out);
     // q = round-half-even(x · 127 / peak); elements n..padded of q become 0.
     Quantised (*quantise)(const float* x, int n, int padded, int8_t* q);
     // The same to ±limit in 16 bits; returns the peak.
@@ -87,8 +87,9 @@ struct Kernels {
     // out = gate / (1 + e^−gate) · up.
     void (*swiglu)(const float* gate, const float* up, int n, float* out);
     void (*attend)(const Attention& task);
-    // Rounds one position of one head on its way into the cache.
-    void (*store_half)(const float* x, int n, uint16_t* out);
+    // Rounds one position of one head on its way into the cache. The one returns the peak, the
+    // other the scale.
+    float (*store_half)(const float* x, int n, uint16_t* out);
     float (*store_int8)(const float* x, int n, int8_t* out);
 
     // acc[m][o] = Σ q[m][i] · code[o][i] for the outputs of quads begin..end, rows ≤ 8. `codes` is

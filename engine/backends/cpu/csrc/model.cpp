@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <new>
 
 namespace bitskip {
 namespace {
@@ -71,10 +72,12 @@ void Model::set_draft_ids(std::vector<int> ids) {
 }
 
 void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
-    num_blocks_ = blocks;
-    block_size_ = block_size;
-    num_states_ = states;
-    kv_dtype_ = dtype;
+    // Should there be too little memory, nobody may think that there are blocks.
+    num_blocks_ = num_states_ = 0;
+    for (Pages* pages : {&keys_, &values_, &key_scales_, &value_scales_, &states_}) *pages = Pages();
+    // In floating point, since the product may not fit 64 bits.
+    if (double(blocks) * shape_.layers * shape_.kv_heads * block_size * head_stride_ > 0x1p60)
+        throw std::bad_alloc();
     const size_t positions = size_t(blocks) * shape_.layers * shape_.kv_heads * block_size;
     const size_t bytes = positions * head_stride_ * (dtype == KvDtype::float16 ? 2 : 1);
     const size_t scales = dtype == KvDtype::int8 ? positions * sizeof(float) : 0;
@@ -84,24 +87,29 @@ void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
     key_scales_ = Pages(scales, Pages::Size::small);
     value_scales_ = Pages(scales, Pages::Size::small);
     states_ = Pages(size_t(states) * hidden_stride_ * sizeof(float), Pages::Size::small);
+    num_blocks_ = blocks;
+    block_size_ = block_size;
+    num_states_ = states;
+    kv_dtype_ = dtype;
 }
 
 void Model::reserve(int rows) {
     if (rows <= reserved_) return;
-    reserved_ = round_up(rows, LOOKUP_ROWS);
-    grow<float>(hidden_, ptrdiff_t(reserved_) * hidden_stride_);
-    grow<int8_t>(quantised_, ptrdiff_t(reserved_) * q_stride_);
-    grow<int32_t>(acc_, ptrdiff_t(reserved_) * acc_stride_);
-    grow<float>(queries_, ptrdiff_t(reserved_) * query_stride_);
-    grow<float>(attended_, ptrdiff_t(reserved_) * attended_stride_);
-    peaks_.resize(reserved_);
-    sums_.resize(reserved_);
+    const int wanted = round_up(rows, LOOKUP_ROWS);
+    grow<float>(hidden_, ptrdiff_t(wanted) * hidden_stride_);
+    grow<int8_t>(quantised_, ptrdiff_t(wanted) * q_stride_);
+    grow<int32_t>(acc_, ptrdiff_t(wanted) * acc_stride_);
+    grow<float>(queries_, ptrdiff_t(wanted) * query_stride_);
+    grow<float>(attended_, ptrdiff_t(wanted) * attended_stride_);
+    peaks_.resize(wanted);
+    sums_.resize(wanted);
     if (kernels_.lookups) {
-        grow<int16_t>(interleaved_, ptrdiff_t(reserved_) * q_stride_);
+        grow<int16_t>(interleaved_, ptrdiff_t(wanted) * q_stride_);
         // Few rows only; 64 bytes for every 4 inputs.
         grow<int8_t>(digit_tables_, ptrdiff_t(LOOKUP_ROWS) * q_stride_ * 16);
     }
-    for (Segment& segment : segments_) segment.active.reserve(reserved_);
+    for (Segment& segment : segments_) segment.active.reserve(wanted);
+    reserved_ = wanted;
 }
 
 bool Model::finish() {

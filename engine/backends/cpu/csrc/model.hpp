@@ -150,6 +150,8 @@ private:
     void gemm_by_sums(Team::Member& member, const Segment& segment, const Matrix& matrix);
     void normalise(const Segment& segment, int slot, const std::vector<float>& gain);
     void quantise(const Segment& segment, int slot, const float* x, int n);
+    // Makes the sweep fail unless `value` is finite.
+    void expect_finite(float value);
     // (peak / 127) · scale: what an integer sum of this row and linear stands for.
     float factor(int slot, const Part& part) const { return peaks_[slot] / 127.0f * part.scale; }
     // One row of the last gemm as floats.
@@ -182,7 +184,7 @@ private:
     int draft_prefix_ = 0;  // draft ids 0..prefix−1 are the ids themselves
 
     KvDtype kv_dtype_ = KvDtype::float16;
-    int num_blocks_ = 0, block_size_ = 0, num_states_ = 0;
+    int num_blocks_ = 0, block_size_ = 1, num_states_ = 0;
     Pages keys_, values_, key_scales_, value_scales_, states_;
 
     // Widths of the buffers' rows, in elements.

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cfenv>
 #include <memory>
 #include <stdexcept>
 #include <unordered_map>
@@ -46,21 +47,74 @@ std::vector<float> padded(const Floats& values, int size, const char* what) {
     return out;
 }
 
+long to_long(PyObject* object, const char* what) {
+    int overflow = 0;
+    const long value = PyLong_AsLongAndOverflow(object, &overflow);
+    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    if (overflow) throw std::invalid_argument(std::string(what) + " is out of range");
+    return value;
+}
+
 // An integer that fits an int; `what` names the culprit.
 int to_int(PyObject* object, const char* what) {
-    const long value = PyLong_AsLong(object);
-    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    const long value = to_long(object, what);
     if (value != int(value)) throw std::invalid_argument(std::string(what) + " is out of range");
     return int(value);
 }
+
+// The low bits of an integer of any size.
+uint64_t to_bits(PyObject* object) {
+    const uint64_t bits = PyLong_AsUnsignedLongLongMask(object);
+    if (bits == ~uint64_t(0) && PyErr_Occurred()) throw nb::python_error();
+    return bits;
+}
+
+double to_double(PyObject* object) {
+    const double value = PyFloat_AsDouble(object);
+    if (value == -1.0 && PyErr_Occurred()) throw nb::python_error();
+    return value;
+}
+
+// Sizes whose products, as the model forms them, fit the integers that hold them.
+Shape checked(const Shape& shape) {
+    for (int size : {shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim,
+                     shape.ffn, shape.vocab, shape.positions})
+        if (size < 1 || size > 1 << 24) throw std::invalid_argument("a size is out of range");
+    if (shape.heads % shape.kv_heads || shape.head_dim % 2 ||
+        int64_t(shape.heads) * round_up(shape.head_dim, LANES) > 1 << 24)
+        throw std::invalid_argument("heads of a wrong number or size");
+    return shape;
+}
+
+// The scope of one call: there is one at a time, and the floating-point environment is the
+// default's, since a caller that flushes denormals to zero must not change a bit.
+class Call {
+public:
+    explicit Call(bool& busy) : busy_(busy) {
+        if (busy) throw std::runtime_error("another thread is using this model");
+        busy = true;
+        std::fegetenv(&before_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    ~Call() {
+        std::fesetenv(&before_);
+        busy_ = false;
+    }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+private:
+    bool& busy_;  // read and written under the GIL
+    std::fenv_t before_;
+};
 
 class Binding {
 public:
     Binding(int layers, int hidden, int heads, int kv_heads, int head_dim, int ffn, int vocab,
             int positions, float eps, bool exit_norm, int threads, const std::string& isa)
         : kernels_(find_kernels(isa)),
-          model_(Shape{layers, hidden, heads, kv_heads, head_dim, ffn, vocab, positions, eps,
-                       exit_norm},
+          model_(checked({layers, hidden, heads, kv_heads, head_dim, ffn, vocab, positions, eps,
+                          exit_norm}),
                  kernels_, threads) {}
 
     const char* isa() const { return kernels_.name; }
@@ -147,11 +201,13 @@ public:
             throw std::invalid_argument("K/V sizes must not be negative");
         if (dtype != "fp16" && dtype != "int8")
             throw std::invalid_argument("K/V dtype must be fp16 or int8, not " + dtype);
+        const Call call(busy_);
         model_.allocate(blocks, block_size, states,
                         dtype == "int8" ? KvDtype::int8 : KvDtype::float16);
     }
 
     nb::object sweep(nb::sequence rows, nb::mapping block_tables) {
+        const Call call(busy_);
         read_rows(rows, block_tables);
         const size_t hidden = model_.shape().hidden;
         auto out = std::make_unique<float[]>(rows_.size() * hidden);
@@ -169,6 +225,7 @@ public:
 
     nb::object logits(const FloatRows& residuals, nb::sequence rows, nb::sequence depths,
                       bool draft) {
+        const Call call(busy_);
         const size_t count = read_picks(residuals, rows, depths);
         const size_t width = draft ? model_.draft_count() : model_.shape().vocab;
         auto out = std::make_unique<float[]>(count * width);
@@ -185,17 +242,19 @@ public:
 
     nb::tuple pick(const FloatRows& residuals, nb::sequence rows, nb::sequence depths,
                    nb::sequence draws, bool draft) {
+        const Call call(busy_);
         const size_t count = read_picks(residuals, rows, depths);
         if (nb::len(draws) != count) throw std::invalid_argument("one draw per row");
+        if (draft && model_.draft_count() == 0)
+            throw std::invalid_argument("the draft vocabulary is empty");
         draws_.clear();
         for (nb::handle entry : draws) {
-            const nb::tuple draw = nb::cast<nb::tuple>(entry);
-            if (draw.size() != 3) throw std::invalid_argument("a draw is (temperature, seed, position)");
-            const double temperature = nb::cast<double>(draw[0]);
+            if (!PyTuple_Check(entry.ptr()) || PyTuple_GET_SIZE(entry.ptr()) != 3)
+                throw std::invalid_argument("a draw is (temperature, seed, position)");
+            const auto field = [&](int i) { return PyTuple_GET_ITEM(entry.ptr(), i); };
+            const double temperature = to_double(field(0));
             if (!(temperature >= 0.0)) throw std::invalid_argument("temperature must not be negative");
-            draws_.push_back({temperature, PyLong_AsUnsignedLongLongMask(nb::object(draw[1]).ptr()),
-                              uint32_t(PyLong_AsUnsignedLongLongMask(nb::object(draw[2]).ptr()))});
-            if (PyErr_Occurred()) throw nb::python_error();
+            draws_.push_back({temperature, to_bits(field(1)), uint32_t(to_bits(field(2)))});
         }
         picks_.resize(count);
         bool finite;
@@ -250,22 +309,22 @@ private:
             if (!PyTuple_Check(entry.ptr()) || PyTuple_GET_SIZE(entry.ptr()) != 7)
                 throw std::invalid_argument("a row is a tuple of seven");
             const auto field = [&](int i) { return PyTuple_GET_ITEM(entry.ptr(), i); };
-            const auto optional = [&](int i, const char* what) {
+            const auto optional = [&](int i, const std::string& what, const char* fault) {
                 if (field(i) == Py_None) return -1;
-                const int value = to_int(field(i), what);
-                if (value < 0) throw std::invalid_argument(std::string(what) + " is negative");
+                const int value = to_int(field(i), what.c_str());
+                if (value < 0)
+                    throw std::invalid_argument(what + " " + std::to_string(value) + fault);
                 return value;
             };
             Row row{};
             row.position = to_int(field(1), "position");
             row.first = to_int(field(2), "first layer");
             row.last = to_int(field(3), "last layer");
-            row.token = optional(4, "token");
-            row.source = optional(5, "exit state");
-            row.target = optional(6, "exit state");
+            row.token = optional(4, "token", " is not in the vocabulary");
+            row.source = optional(5, "exit state", " was not allocated");
+            row.target = optional(6, "exit state", " was not allocated");
             check(row);
-            const long key = PyLong_AsLong(field(0));
-            if (key == -1 && PyErr_Occurred()) throw nb::python_error();
+            const long key = to_long(field(0), "sequence");
             const auto [known, is_new] = table_of_.try_emplace(key, int(num_tables));
             if (is_new) {
                 if (num_tables == tables_.size()) tables_.emplace_back();
@@ -339,6 +398,7 @@ private:
     Model model_;
     // Arrays that the model points into.
     std::vector<nb::object> kept_, kept_codes_;
+    bool busy_ = false;
 
     // Reused from call to call.
     std::vector<Row> rows_;

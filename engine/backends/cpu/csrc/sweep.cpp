@@ -9,6 +9,9 @@ namespace bitskip {
 namespace {
 
 constexpr ptrdiff_t GEMM_CHUNK_BYTES = 32768;  // codes that a member claims at a time
+constexpr float HALF_LIMIT = 65520.0f;         // the least float that float16 rounds to infinity
+// Longer queries could make sums of both infinities, and a NaN among scores loses its key unseen.
+constexpr float QUERY_LIMIT = 1e30f;
 
 int pieces(int count, int size) { return (count + size - 1) / size; }
 
@@ -187,7 +190,7 @@ void Model::quantise(const Segment& segment, int slot, const float* x, int n) {
     const Quantised result = kernels_.quantise(x, n, padded, q);
     peaks_[slot] = result.peak;
     sums_[slot] = kernels_.lookups ? 0 : result.sum;  // codes are trits + 1
-    if (!std::isfinite(result.peak)) finite_.store(false, std::memory_order_relaxed);
+    expect_finite(result.peak);
     if (segment.by_sums) {
         const int group = slot / LOOKUP_ROWS, width = segment.width(group);
         int16_t* column = interleaved_.as<int16_t>() +
@@ -199,11 +202,16 @@ void Model::quantise(const Segment& segment, int slot, const float* x, int n) {
     }
 }
 
+void Model::expect_finite(float value) {
+    if (!std::isfinite(value)) finite_.store(false, std::memory_order_relaxed);
+}
+
 void Model::normalise(const Segment& segment, int slot, const std::vector<float>& gain) {
     // Its place among the accumulators is free between two matrix products.
     float* normed = reinterpret_cast<float*>(acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_);
-    kernels_.rms_norm(hidden_.as<float>() + ptrdiff_t(segment.active[slot]) * hidden_stride_,
-                      gain.data(), shape_.hidden, shape_.eps, normed);
+    expect_finite(kernels_.rms_norm(hidden_.as<float>() +
+                                        ptrdiff_t(segment.active[slot]) * hidden_stride_,
+                                    gain.data(), shape_.hidden, shape_.eps, normed));
     quantise(segment, slot, normed, shape_.hidden);
 }
 
@@ -243,6 +251,8 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
 
     scaled(slot, qkv.parts[0], x);
     float* queries = queries_.as<float>() + ptrdiff_t(slot) * query_stride_;
+    const float longest = peaks_[slot] * qkv.parts[0].scale * float(qkv.inputs);
+    expect_finite(longest < QUERY_LIMIT ? longest : INFINITY);
     const float scale = 1.0f / std::sqrt(float(size));
     for (int h = 0; h < shape_.heads; h++)
         rotated(x + h * size, queries + ptrdiff_t(h) * head_stride_, scale);
@@ -256,12 +266,14 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
         const KvView at = view(data, scales, layer, h);
         uint8_t* cell = const_cast<uint8_t*>(at.data) + block * at.block_stride;
         if (kv_dtype_ == KvDtype::float16) {
-            kernels_.store_half(padded, head_stride_,
-                                reinterpret_cast<uint16_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+            const float peak = kernels_.store_half(
+                padded, head_stride_, reinterpret_cast<uint16_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+            expect_finite(peak < HALF_LIMIT ? peak : INFINITY);
         } else {
             float* scale_cell = const_cast<float*>(at.scales) + block * at.scale_stride + offset;
             *scale_cell = kernels_.store_int8(
                 padded, head_stride_, reinterpret_cast<int8_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+            expect_finite(*scale_cell);
         }
     };
     scaled(slot, qkv.parts[1], x);

@@ -1,5 +1,6 @@
 #include "team.hpp"
 
+#include <cfenv>
 #include <chrono>
 
 namespace bitskip {
@@ -16,10 +17,17 @@ constexpr int SPINS_PER_CLOCK = 256;
 
 Team::Team(int size) : size_(size), taken_(size) {
     threads_.reserve(size - 1);
-    for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { serve(i); });
+    try {
+        for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { serve(i); });
+    } catch (...) {
+        close();  // the system has no more threads to give: those that it gave must end
+        throw;
+    }
 }
 
-Team::~Team() {
+Team::~Team() { close(); }
+
+void Team::close() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         closing_.store(true);
@@ -58,6 +66,7 @@ void Team::take_part(int index) {
 }
 
 void Team::serve(int index) {
+    std::fesetenv(FE_DFL_ENV);  // not that of whoever made the team
     for (uint32_t served = 0;; served++) {
         const auto started = std::chrono::steady_clock::now();
         while (job_.load(std::memory_order_acquire) == served && !closing_.load()) {

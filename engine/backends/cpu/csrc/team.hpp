@@ -104,6 +104,7 @@ private:
     void start(Body body, void* argument);
     void take_part(int index);
     void serve(int index);
+    void close();
 
     const int size_;
     Body body_ = nullptr;
