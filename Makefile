@@ -8,17 +8,20 @@ SOURCES := $(wildcard engine server clients tests)
 CSRC := engine/backends/cpu/csrc
 NATIVE := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*.inl $(CSRC)/CMakeLists.txt $(CSRC)/*.cmake)
 
+LLAMA_CMAKE := -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON \
+	-DLLAMA_TOOLS_INSTALL=ON -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	-c $(CONSTRAINTS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install serve test check format clean
+.PHONY: help install serve test bench check format clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS=\"...\"        more arguments for bitskip serve or pytest"
+	@echo "  ARGS=\"...\"        more arguments for bitskip serve, pytest or the benchmark"
 	@echo "  PYTHON=python3.12 the interpreter that .venv is made with"
 	@echo "  TORCH_INDEX=URL   a further package index to take torch from at the first install:"
 	@echo "                    the usual one's Linux build brings gigabytes of CUDA with it"
@@ -30,6 +33,9 @@ serve: $(VENV)/.installed ## start the server on port 8000
 
 test: $(VENV)/.installed-dev ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-bench ## compare speed and memory with other systems: 40 minutes
+	@PYTHONPATH=tests $(VENV)/bin/python -m benchmarks $(ARGS)
 
 check: $(VENV)/.installed-dev ## check format, lint and types
 	@$(VENV)/bin/ruff format --check $(SOURCES)
@@ -58,4 +64,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(NATIVE)
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests and checks"
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+# llama.cpp for this very machine, with its server, from the sources in llama-cpp-python.
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "Installing what the benchmark compares with; compiling llama.cpp takes a while"
+	@CMAKE_ARGS="$(LLAMA_CMAKE)" $(PIP_INSTALL) --no-binary llama-cpp-python --editable '.[bench]'
 	@touch $@

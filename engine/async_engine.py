@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
 
+from engine.backends.protocol import Backend
 from engine.config import EngineConfig, ModelConfig
 from engine.core import Core, StepResult
 from engine.errors import EngineDeadError, EngineDrainingError, EngineUnavailableError
@@ -92,17 +93,11 @@ class _Inbox:
 class AsyncEngine:
     """Serves requests from an event loop; build one with `engine.build.build_engine`."""
 
-    def __init__(
-        self,
-        core: Core,
-        intake: Intake,
-        backend_name: str,
-        close_backend: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, core: Core, intake: Intake, backend: Backend) -> None:
+        """Drive `core`; `backend`, its backend, is closed when the engine stops."""
         self._core = core
         self._intake = intake
-        self.backend_name = backend_name
-        self._close_backend = close_backend
+        self._backend = backend
         self._inbox = _Inbox()
         self._streams: dict[str, OutputStream] = {}
         self._open: dict[str, set[int]] = {}
@@ -129,6 +124,16 @@ class AsyncEngine:
     def tokenizer(self) -> Tokenizer:
         """The served model's tokenizer."""
         return self._intake.tokenizer
+
+    @property
+    def backend_name(self) -> str:
+        """What computes the model."""
+        return self._backend.name
+
+    @property
+    def head_dtype(self) -> str:
+        """Precision of the head's weights."""
+        return self._backend.head_dtype
 
     @property
     def status(self) -> EngineStatus:
@@ -195,7 +200,7 @@ class AsyncEngine:
             self._inbox.put(lambda _: None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
-            self._close_backend()
+            self._backend.close()
 
     # --- on the event loop -------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from pathlib import Path
 from engine.async_engine import AsyncEngine
 from engine.backends.protocol import Backend
 from engine.backends.registry import create_backend
+from engine.checkpoint.end_tokens import with_generation_eos
 from engine.checkpoint.loader import load_checkpoint
 from engine.config import EngineConfig, ModelConfig
 from engine.core import Core
-from engine.errors import CheckpointError, ConfigError
 from engine.intake import Intake
 from engine.tokenizer import Tokenizer
 
@@ -50,7 +49,7 @@ def load_model(
     Raises `CheckpointError`, `TokenizerError` or `ConfigError`, naming what is wrong.
     """
     checkpoint = load_checkpoint(path)
-    model = _with_generation_eos(checkpoint.config, path)
+    model = with_generation_eos(checkpoint.config, path)
     tokenizer = Tokenizer.from_directory(path)
     tokenizer.check_vocab(model.vocab_size)
     if not model.eos_token_ids and tokenizer.eos_token_id is not None:
@@ -99,21 +98,4 @@ def build_engine(
 ) -> AsyncEngine:
     """An engine for an event loop, loaded but not started; raises as `build_parts`."""
     parts = build_parts(path, engine_config, backend, threads)
-    return AsyncEngine(parts.core, parts.intake, parts.backend.name, parts.backend.close)
-
-
-def _with_generation_eos(model: ModelConfig, path: Path) -> ModelConfig:
-    """Add the end tokens that generation_config.json names, as transformers would."""
-    file = path / "generation_config.json"
-    if not file.exists():
-        return model
-    try:
-        eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    more = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    try:
-        merged = replace(model, eos_token_ids=(*model.eos_token_ids, *more))
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    return replace(merged, eos_token_ids=tuple(dict.fromkeys(merged.eos_token_ids)))
+    return AsyncEngine(parts.core, parts.intake, parts.backend)

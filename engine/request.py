@@ -161,6 +161,14 @@ class Request:
         """Whether prompt positions are still to be scored."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
 
+    def needs_logits(self, num_drafts: int) -> bool:
+        """Whether the token after so many drafts takes more than a draw by the backend.
+
+        A function of the request and the position alone: so that a token's arithmetic, too, is
+        the same with speculation and without.
+        """
+        return self.params.logprobs is not None or self.sampling.needs_logits(num_drafts)
+
     def ends_with(self, token_id: int) -> bool:
         """Whether a token ends the choice by itself: EOS, or a stop token."""
         return token_id in self.eos_token_ids or token_id in self.params.stop_token_ids

@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.protocol import Backend, Residuals, Row, Sweep
+from engine.backends.protocol import Backend, Draw, Residuals, Row, Sweep
 from engine.metrics import PassStats, Phase
 from engine.request import Request
 from engine.sampling.acceptance import sources
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.sampler import sample
 from engine.scheduler.plan import Work
-from engine.types import TokenLogprobs, TokenSource
+from engine.types import SEED_LIMIT, TokenLogprobs, TokenSource
+
+Said = int | NDArray[np.float32]
+"""What a head says of a position: the token drawn, or the logits to sample it from."""
 
 _HEAD_ROWS = 64
 """Rows whose full logits exist at once while prompts are scored: bounds the memory."""
@@ -71,13 +74,11 @@ class RoundRunner:
             started = self._clock()
             rows = [self._draft_row(index, plan[index].request) for index in active]
             residuals = self._backend.sweep(Sweep(rows, tables))
-            logits = self._backend.draft_head(
-                residuals, range(len(rows)), [row.last for row in rows]
-            )
+            tokens = self._draft_tokens([plan[index].request for index in active], rows, residuals)
             still_active = [
                 index
-                for index, row_logits in zip(active, logits, strict=True)
-                if self._extend_draft(plan[index], row_logits)
+                for index, token in zip(active, tokens, strict=True)
+                if self._extend_draft(plan[index], token)
             ]
             deepest = max(row.last for row in rows)
             passes.append(PassStats("draft", deepest, len(rows), self._clock() - started))
@@ -100,16 +101,35 @@ class RoundRunner:
         request.mark_shallow(depth)
         return row
 
-    def _extend_draft(self, work: Work, logits: NDArray[np.float32]) -> bool:
-        """Draft one token from a pass's logits; whether the sequence drafts on."""
+    def _draft_tokens(
+        self, requests: Sequence[Request], rows: Sequence[Row], residuals: Residuals
+    ) -> list[int | None]:
+        """The next draft of each request, whose last draft ran in the row of the same index.
+
+        None where no id of the draft vocabulary can follow.
+        """
+        tokens: list[int | None] = [None] * len(rows)
+        drawn: list[int] = []
+        scored: list[int] = []
+        for index, request in enumerate(requests):
+            needs_logits = request.sampling.needs_logits(len(request.drafts))
+            (scored if needs_logits else drawn).append(index)
+        if drawn:
+            draws = [draw_after(requests[index], len(requests[index].drafts)) for index in drawn]
+            depths = [rows[index].last for index in drawn]
+            picks = self._backend.draw_drafts(residuals, drawn, depths, draws)
+            for index, token, probability in zip(drawn, *picks, strict=True):
+                tokens[index] = token if probability else None
+        if scored:
+            depths = [rows[index].last for index in scored]
+            logits = self._backend.draft_head(residuals, scored, depths)
+            for index, row_logits in zip(scored, logits, strict=True):
+                tokens[index] = draft_of(row_logits, requests[index], self._backend.draft_ids)
+        return tokens
+
+    def _extend_draft(self, work: Work, token: int | None) -> bool:
+        """Note a pass's token; whether the sequence drafts on."""
         request = work.request
-        token = sample(
-            logits,
-            request.sampling,
-            request.num_known + len(request.drafts),
-            request.drafts,
-            self._backend.draft_ids,
-        )
         if token is None:
             return False
         request.add_draft(token)
@@ -159,47 +179,50 @@ class RoundRunner:
         first_rows: Sequence[int],
         residuals: Residuals,
     ) -> list[Verdict]:
-        """Full-head logits where a token or a prompt's score is due, and what they say."""
-        wanted: list[int] = []
-        first_logits: list[int] = []
+        """Ask the full head where a token or a prompt's score is due, and accept what it says."""
+        scored: list[int] = []
+        draws: dict[int, Draw] = {}
         for work, first in zip(plan, first_rows, strict=True):
-            first_logits.append(len(wanted))
+            request = work.request
             if work.reaches_end:
-                last_known = first + work.num_rows - 1
-                wanted += range(last_known, last_known + 1 + len(work.request.drafts))
-            if work.request.wants_prompt_logprobs:
+                for num_drafts, row in enumerate(_token_rows(work, first)):
+                    if request.needs_logits(num_drafts):
+                        scored.append(row)
+                    else:
+                        draws[row] = draw_after(request, num_drafts)
+            if request.wants_prompt_logprobs:
                 self._score_prompt(work, first, rows, residuals)
-        logits = self._backend.head(residuals, wanted, [rows[row].last for row in wanted])
+        said: dict[int, Said] = {}
+        if draws:
+            depths = [rows[row].last for row in draws]
+            tokens = self._backend.draw(residuals, list(draws), depths, list(draws.values()))
+            said.update(zip(draws, tokens, strict=True))
+        if scored:
+            logits = self._backend.head(residuals, scored, [rows[row].last for row in scored])
+            said.update(zip(scored, logits, strict=True))
         return [
-            self._accept(work, logits[first:]) if work.reaches_end else Verdict(work)
-            for work, first in zip(plan, first_logits, strict=True)
+            self._accept(work, [said[row] for row in _token_rows(work, first)])
+            if work.reaches_end
+            else Verdict(work)
+            for work, first in zip(plan, first_rows, strict=True)
         ]
 
-    def _accept(self, work: Work, logits: NDArray[np.float32]) -> Verdict:
-        """Sample the target's tokens, one past the drafts that it agrees with.
+    def _accept(self, work: Work, said: Sequence[Said]) -> Verdict:
+        """The target's tokens, one past the drafts that it agrees with.
 
-        Row i of `logits` speaks for the position after i drafts.
+        `said[i]` speaks for the position after i drafts.
         """
-        request = work.request
-        verdict = Verdict(
-            work, num_drafts=len(request.drafts), draft_exit_layer=request.draft_exit_layer
-        )
-        for num_accepted in range(len(request.drafts) + 1):
-            token = sample(
-                logits[num_accepted],
-                request.sampling,
-                request.num_known + num_accepted,
-                request.drafts[:num_accepted],
-            )
-            assert token is not None, "the full vocabulary always has an answer"
+        request, drafts = work.request, work.request.drafts
+        verdict = Verdict(work, num_drafts=len(drafts), draft_exit_layer=request.draft_exit_layer)
+        for num_accepted, answer in enumerate(said):
+            token = token_of(answer, request, num_accepted)
             verdict.tokens.append(token)
             if request.params.logprobs is not None:
-                verdict.logprobs.append(
-                    token_logprobs(logits[num_accepted], token, request.params.logprobs)
-                )
-            if num_accepted < len(request.drafts) and token != request.drafts[num_accepted]:
+                assert isinstance(answer, np.ndarray)
+                verdict.logprobs.append(token_logprobs(answer, token, request.params.logprobs))
+            if num_accepted < len(drafts) and token != drafts[num_accepted]:
                 break
-        verdict.sources = sources(len(request.drafts), len(verdict.tokens) - 1)
+        verdict.sources = sources(len(drafts), len(verdict.tokens) - 1)
         return verdict
 
     def _score_prompt(
@@ -222,6 +245,37 @@ class RoundRunner:
                         row_logits, request.tokens[position + 1], request.params.prompt_logprobs
                     )
                 )
+
+
+def draw_after(request: Request, num_drafts: int) -> Draw:
+    """How the token after the first `num_drafts` drafts is drawn."""
+    state = request.sampling
+    position = request.num_known + num_drafts
+    return Draw(state.params.temperature, state.seed % SEED_LIMIT, position)
+
+
+def draft_of(
+    logits: NDArray[np.float32], request: Request, draft_ids: NDArray[np.int64]
+) -> int | None:
+    """The draft after those that there are; None where no id of the draft vocabulary may come."""
+    position = request.num_known + len(request.drafts)
+    return sample(logits, request.sampling, position, request.drafts, draft_ids)
+
+
+def token_of(said: Said, request: Request, num_drafts: int) -> int:
+    """The target's token after the first `num_drafts` drafts."""
+    if not isinstance(said, np.ndarray):
+        return said
+    drafts = request.drafts[:num_drafts]
+    token = sample(said, request.sampling, request.num_known + num_drafts, drafts)
+    assert token is not None, "the full vocabulary always has an answer"
+    return token
+
+
+def _token_rows(work: Work, first: int) -> range:
+    """The rows, of a choice whose first is `first`, after which a token is due."""
+    last_known = first + work.num_rows - 1
+    return range(last_known, last_known + 1 + len(work.request.drafts))
 
 
 def _phase(plan: Sequence[Work]) -> Phase:

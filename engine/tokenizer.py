@@ -149,6 +149,12 @@ def _bytes_of_entry(text: str) -> bytes:
     character outside the alphabet are taken as such.
     """
     try:
-        return bytes(BYTE_ALPHABET[character] for character in text)
-    except KeyError:
+        return text.translate(_TO_LATIN1).encode("latin-1")
+    except UnicodeEncodeError:
         return text.encode()
+
+
+_TO_LATIN1 = {code: 0xFFFF for code in range(256)} | {
+    ord(character): byte for character, byte in BYTE_ALPHABET.items()
+}
+"""The byte alphabet as code points of the bytes; what else is Latin-1 leads out of it."""

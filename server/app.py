@@ -50,6 +50,7 @@ def create_app(
         model_name=model_names[0],
         model_config=engine.model_config,
         backend_name=engine.backend_name,
+        head_dtype=engine.head_dtype,
         vllm_names=settings.vllm_metrics,
     )
     engine.add_stats_listener(exporter.observe)

@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from server.commands.evaluate import evaluate
+from server.commands.export import export
 from server.commands.pack import pack
 from server.commands.serve import serve
+from server.commands.synth import synth
 from server.commands.train import train
 from server.version import package_version
 
@@ -25,7 +27,9 @@ app = typer.Typer(
 )
 app.command(short_help="Serve a model over OpenAI-style endpoints.")(serve)
 app.command(short_help="Make a checkpoint small and quick to load.")(pack)
+app.command(short_help="Write a model as GGUF, for llama.cpp.")(export)
 app.command(short_help="Train an early-exit model on text files.")(train)
+app.command(short_help="Write a random model of any size, to measure speed with.")(synth)
 app.command("eval", short_help="Measure what each exit of a model is worth.")(evaluate)
 
 

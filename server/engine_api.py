@@ -68,6 +68,11 @@ class Engine(Protocol):
     def backend_name(self) -> str: ...
 
     @property
+    def head_dtype(self) -> str:
+        """Precision of the head's weights: `float32`, `int8` …"""
+        ...
+
+    @property
     def status(self) -> str:
         """`loading`, `ready`, `draining` or `dead`."""
         ...

@@ -147,7 +147,7 @@ class MetricsExporter:
         model_name: str,
         model_config: ModelConfig,
         backend_name: str,
-        head_dtype: str = "float32",
+        head_dtype: str,
         vllm_names: bool = True,
     ) -> None:
         self._registry = registry

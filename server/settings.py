@@ -50,7 +50,7 @@ class ServerSettings(BaseSettings):
     )
     head_dtype: Literal["auto", "fp32", "bf16", "int8"] = Field(
         default="auto",
-        description="What the LM head is held in: fp32, bf16 or int8; auto: int8 on the cpu backend.",
+        description="What the LM head is held in: fp32, bf16 or int8; auto: int8 if native.",
     )
     kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = Field(
         default="auto",

@@ -47,6 +47,21 @@ class Sweep:
     """Sequence → its K/V blocks, in order of position."""
 
 
+class Draw(NamedTuple):
+    """How one row's token is picked: argmax of z + temperature · g over the logits z.
+
+    g is the noise of `engine.sampling.noise`, the sum is in float64. Where the best logit is not
+    finite, the pick is the logits' argmax, whatever the temperature.
+    """
+
+    temperature: float
+    """0: greedy."""
+    seed: int
+    """Of the choice, modulo 2**64."""
+    position: int
+    """Absolute position of the token to pick; the noise's counter."""
+
+
 Residuals = Any
 """A backend's own array of R × hidden float32 residuals, one per row of a sweep."""
 
@@ -56,6 +71,8 @@ class Backend(Protocol):
 
     name: str
     config: ModelConfig
+    head_dtype: str
+    """Precision of the head's weights: `float32`, `int8` …"""
 
     def allocate(self, num_blocks: int, block_size: int, num_states: int) -> None:
         """Make room for K/V blocks of `block_size` positions and for saved exit states."""
@@ -78,6 +95,33 @@ class Backend(Protocol):
         self, residuals: Residuals, rows: Sequence[int], depths: Sequence[int]
     ) -> NDArray[np.float32]:
         """The same over the draft vocabulary only: len(rows) × len(draft_ids) logits."""
+        ...
+
+    def draw(
+        self,
+        residuals: Residuals,
+        rows: Sequence[int],
+        depths: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> Sequence[int]:
+        """Tokens picked from the full head, one per row; ties go to the lowest id.
+
+        Rows and depths are as for `head`, and so are the logits.
+        """
+        ...
+
+    def draw_drafts(
+        self,
+        residuals: Residuals,
+        rows: Sequence[int],
+        depths: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> tuple[Sequence[int], Sequence[float]]:
+        """The same from the draft head, and how sure each row was of its likeliest id.
+
+        That is the id's softmax at temperature 1 over the draft vocabulary's raw logits; 0 where
+        the best logit is not finite, and the token means nothing.
+        """
         ...
 
     @property

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.backends.protocol import Row, Sweep, draft_vocabulary
+from engine.backends.drawing import draw_draft_rows, draw_rows
+from engine.backends.protocol import Draw, Row, Sweep, draft_vocabulary
 from engine.checkpoint.source import WeightSource
 from engine.errors import ConfigError
 from engine.model.decoder import Decoder, Placement
@@ -29,6 +30,7 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    head_dtype = "fp32"
 
     def __init__(
         self,
@@ -121,6 +123,26 @@ class ReferenceBackend:
     ) -> NDArray[np.float32]:
         """The same over the draft vocabulary only: len(rows) × len(draft_ids) logits."""
         return self._logits(residuals, rows, depths, draft=True)
+
+    def draw(
+        self,
+        residuals: Tensor,
+        rows: Sequence[int],
+        depths: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> list[int]:
+        """Tokens picked from the full head, one per row; ties go to the lowest id."""
+        return draw_rows(self.head(residuals, rows, depths), draws)
+
+    def draw_drafts(
+        self,
+        residuals: Tensor,
+        rows: Sequence[int],
+        depths: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> tuple[list[int], list[float]]:
+        """The same from the draft head, and the probability of each row's likeliest id."""
+        return draw_draft_rows(self.draft_head(residuals, rows, depths), draws, self._draft_ids)
 
     def close(self) -> None:
         """Release K/V and exit states; the backend is not used afterwards."""

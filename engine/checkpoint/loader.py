@@ -118,6 +118,16 @@ class Checkpoint(ABC):
                 raise CheckpointError(_not_finite(file, name))
             yield values
 
+    def float_chunks(self, name: str) -> Iterator[NDArray[Any]]:
+        """The same, bfloat16 widened exactly to float32."""
+        tag = self._find(name).entry.tag
+        return (widen(values, tag) for values in self.stored_chunks(name))
+
+    def release_pages(self) -> None:
+        """Give the memory of mapped tensors back; they are read again where they are used."""
+        for file, _ in self._tensors.values():
+            file.release_pages()
+
     def close(self) -> None:
         """Stop reading. Arrays that were handed out stay valid. May be called twice."""
         self._closed = True

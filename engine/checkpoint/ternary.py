@@ -31,7 +31,7 @@ FloatDtype = Literal["fp32", "fp16", "bf16"]
 
 _SAMPLE = 4096
 """Elements that tell most latent tensors from ternary ones without a look at the rest."""
-_CHECKED_BYTES = 1 << 18
+_CHECKED_BYTES = 128 << 10
 """Codes are checked in pieces that stay in the processor's cache."""
 _BF16_DROPPED_BITS = 45
 """Significand bits of a float64 that a bfloat16 lacks: 52 − 7."""

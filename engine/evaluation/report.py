@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from engine.build import LoadedModel, join_parts
-from engine.config import EngineConfig
+from engine.build import LoadedModel
 from engine.errors import ConfigError
+from engine.evaluation.acceptance import DraftTally, measure_drafts
 from engine.evaluation.perplexity import Progress, score_exits
-from engine.llm import LLM
-from engine.types import DraftMethod, SamplingParams, SpeculativeParams
 
 _PROMPT_TOKENS = 24
+_NO_DRAFTS = DraftTally(0, 0, 0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +43,6 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
-
-
-class _Drafts(NamedTuple):
-    """What one exit's drafts came to; None where nothing was drafted."""
-
-    acceptance_rate: float | None = None
-    acceptance_length: float | None = None
-    num_generated_tokens: int = 0
 
 
 def evaluate(
@@ -91,7 +82,7 @@ def evaluate(
         for exit_layer in chosen
         if exit_layer < depth
     }
-    drafts[depth] = _Drafts()
+    drafts[depth] = _NO_DRAFTS
     return EvaluationReport(
         num_documents=len(documents),
         num_tokens=tallies[depth].num_tokens,
@@ -132,29 +123,14 @@ def _measure_drafts(
     exit_layer: int,
     num_speculations: int,
     num_new_tokens: int,
-) -> _Drafts:
+) -> DraftTally:
     """Greedy completions of the documents' beginnings, drafted at `exit_layer`."""
     context = model.config.max_position_embeddings
     num_prompt_tokens = min(_PROMPT_TOKENS, context // 2)
-    prompts = [model.tokenizer.encode(document)[:num_prompt_tokens] for document in documents]
-    params = SamplingParams(
-        max_tokens=min(num_new_tokens, context - num_prompt_tokens),
-        temperature=0.0,
-        speculative=SpeculativeParams(
-            method=DraftMethod.EARLY_EXIT,
-            exit_layer=exit_layer,
-            num_speculations=num_speculations,
-        ),
-    )
-    llm = LLM.from_parts(join_parts(model, EngineConfig()))
-    choices = [generation.choices[0] for generation in llm.generate(prompts, params)]
-    tallies = [choice.metrics.speculation for choice in choices if choice.metrics]
-    counted = [tally for tally in tallies if tally is not None]
-    num_drafts = sum(tally.num_drafts for tally in counted)
-    num_drafted = sum(tally.num_draft_tokens for tally in counted)
-    num_accepted = sum(tally.num_accepted_tokens for tally in counted)
-    return _Drafts(
-        acceptance_rate=num_accepted / num_drafted if num_drafted else None,
-        acceptance_length=1.0 + num_accepted / num_drafts if num_drafts else None,
-        num_generated_tokens=sum(len(choice.tokens) for choice in choices),
+    return measure_drafts(
+        model,
+        [model.tokenizer.encode(document)[:num_prompt_tokens] for document in documents],
+        exit_layer=exit_layer,
+        num_speculations=num_speculations,
+        num_new_tokens=min(num_new_tokens, context - num_prompt_tokens),
     )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LM_HEAD, norm_names
 from engine.checkpoint.source import WeightSource

@@ -29,14 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.sampling import noise
+from engine.sampling.drawing import noisy_argmax
 from engine.sampling.filters import kept
 from engine.types import SamplingParams
-
-HEAD_WIDTH = 4.0
-"""Tokens within so many temperatures of the best get their noise worked out first."""
-MIN_PRUNED = 1024
-"""Fewer candidates than this are not worth pruning."""
 
 
 class SamplingState:
@@ -59,6 +54,13 @@ class SamplingState:
         self.penalises_counts = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
         self.bias_ids = np.fromiter(params.logit_bias.keys(), dtype=np.int64)
         self.biases = np.fromiter(params.logit_bias.values(), dtype=np.float64)
+        filters = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+        self._is_adjusted = (
+            self.penalises_repetition
+            or self.penalises_counts
+            or len(self.bias_ids) > 0
+            or (filters and params.temperature > 0.0)
+        )
         self._ending_ids = np.array(sorted({*eos_token_ids, *params.stop_token_ids}), np.int64)
         self._prompt_ids = np.array(
             sorted(set(prompt_token_ids)) if self.penalises_repetition else [], dtype=np.int64
@@ -72,6 +74,10 @@ class SamplingState:
         if self.penalises_repetition or self.penalises_counts:
             self._counts[token_id] += 1
             self._arrays = None
+
+    def needs_logits(self, num_drafts: int) -> bool:
+        """Whether the token after so many drafts is more than a draw from the raw logits."""
+        return self._is_adjusted or len(self.banned(num_drafts)) > 0
 
     def banned(self, num_drafts: int) -> NDArray[np.int64]:
         """The ids that min_tokens rules out after so many drafts."""
@@ -186,27 +192,5 @@ def _draw(
     else:
         token_ids = slots if ids is None else ids[slots]
         scores = scores[slots]
-    words = noise.words(state.seed, position, token_ids)
-    winner = _gumbel_argmax(scores.astype(np.float64), words, state.params.temperature)
+    winner = noisy_argmax(scores, token_ids, state.params.temperature, state.seed, position)
     return winner if slots is None else int(slots[winner])
-
-
-def _gumbel_argmax(
-    scores: NDArray[np.float64], words: NDArray[np.uint32], temperature: float
-) -> int:
-    """The slot with the best scores + temperature · noise.
-
-    Two logarithms per id would cost more than everything else. So the likeliest tokens, the head,
-    go first; one of the tail must then make up at least the distance from the head's edge to the
-    best so far, and a comparison of raw words shows that nearly none can.
-    """
-    if len(scores) < MIN_PRUNED:
-        return int((scores + temperature * noise.from_words(words)).argmax())
-    peak = float(scores.max())
-    edge = peak - HEAD_WIDTH * temperature
-    head = scores >= edge
-    best = float((scores[head] + temperature * noise.from_words(words[head])).max())
-    rounding = 1e-9 * (abs(peak) + abs(best) + temperature)  # far more than there is
-    needed = noise.lowest_word((best - rounding - edge) / temperature)
-    rivals = np.flatnonzero(head | (words >= needed))
-    return int(rivals[(scores[rivals] + temperature * noise.from_words(words[rivals])).argmax()])

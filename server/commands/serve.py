@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,13 +121,18 @@ def _run(settings: ServerSettings) -> int:
 
     # Bound before the model is loaded: a port that is taken should not cost that wait.
     with bind(settings.host, settings.port) as bound:
+        # FastAPI takes as long to import as a model to load, and loading is mostly native work.
+        imports = threading.Thread(target=import_module, args=("server.app",))
+        imports.start()
         from engine.build import build_engine, demo_model_path
-        from server.app import create_app
 
         path = Path(settings.model) if settings.model else demo_model_path()
         engine = build_engine(
             path, settings.engine_config(), backend=settings.backend, threads=settings.threads
         )
+        imports.join()
+        from server.app import create_app
+
         app = create_app(engine, settings, CollectorRegistry())
 
         def announce() -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.backends.protocol import Backend, Row, Sweep
+from engine.backends.protocol import Backend, Draw, Row, Sweep
 from engine.backends.reference import ReferenceBackend
 from engine.errors import ConfigError
+from engine.sampling.drawing import draw, top_probability
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.sequences import assert_same_bits, sequence_logits, token_rows
 
@@ -23,7 +24,7 @@ def checkpoint() -> MemoryCheckpoint:
 
 def test_implements_the_protocol(checkpoint: MemoryCheckpoint) -> None:
     backend: Backend = ReferenceBackend(checkpoint, draft_vocab_size=8)
-    assert backend.name == "reference"
+    assert (backend.name, backend.head_dtype) == ("reference", "fp32")
     assert backend.config is CONFIG
 
 
@@ -47,6 +48,24 @@ def test_draft_head_scores_the_draft_ids(
     for index, row in enumerate(rows):
         alone = backend.draft_head(residuals, [row], [2])
         assert_same_bits(draft[index : index + 1], alone)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_draws_are_from_the_heads(checkpoint: MemoryCheckpoint, temperature: float) -> None:
+    backend = ReferenceBackend(checkpoint, draft_vocab_size=40, always_draft_ids=(95,))
+    backend.allocate(2, 16, 0)
+    residuals = backend.sweep(Sweep(token_rows(TOKENS, 0, 20, 2), {0: [1, 0]}))
+    rows, depths = [19, 0, 7], [2] * 3
+    draws = [Draw(temperature, 2**64 - 1 - row, row + 1) for row in rows]
+    full, draft = backend.head(residuals, rows, depths), backend.draft_head(residuals, rows, depths)
+    assert list(backend.draw(residuals, rows, depths, draws)) == [
+        draw(logits, *pick) for logits, pick in zip(full, draws, strict=True)
+    ]
+    tokens, confidences = backend.draw_drafts(residuals, rows, depths, draws)
+    assert list(tokens) == [
+        draw(logits, *pick, backend.draft_ids) for logits, pick in zip(draft, draws, strict=True)
+    ]
+    assert list(confidences) == [top_probability(logits) for logits in draft]
 
 
 def test_heads_of_no_rows_are_empty(checkpoint: MemoryCheckpoint) -> None:

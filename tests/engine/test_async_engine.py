@@ -59,7 +59,7 @@ class Bench:
     def __init__(self, **config: Any) -> None:
         self.backend = GatedBackend()
         self.parts: EngineParts = make_parts(self.backend, draft_exit_layer=2, **config)
-        self.engine = AsyncEngine(self.parts.core, self.parts.intake, "fake", self.backend.close)
+        self.engine = AsyncEngine(self.parts.core, self.parts.intake, self.backend)
         self.steps: list[StepStats] = []
         self.engine.add_stats_listener(self.steps.append)
 

@@ -55,6 +55,7 @@ def test_build_engine_is_loaded_but_not_started(model: Path) -> None:
     async def main() -> None:
         engine = build_engine(model, EngineConfig(max_model_len=32))
         assert (engine.status, engine.backend_name) == ("loading", "cpu")
+        assert engine.head_dtype == "int8"
         assert (engine.config.max_model_len, engine.model_config.vocab_size) == (32, VOCAB_SIZE)
         await engine.start()
         stream = engine.submit("r", engine.tokenizer.encode("the"), SamplingParams(max_tokens=2))

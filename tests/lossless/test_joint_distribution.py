@@ -7,6 +7,7 @@ exact probabilities are summed over that first token.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from engine.config import EngineConfig
-from engine.rounds import RoundRunner, Verdict
+from engine.rounds import RoundRunner, Said, Verdict, token_of
 from engine.sampling import noise
 from engine.sampling.acceptance import sources
-from engine.sampling.sampler import sample
 from engine.scheduler.plan import Work
 from engine.types import SamplingParams, SpeculativeParams, TokenSource
 from support.engine_runs import EngineRun, Model, Submission
@@ -133,11 +133,10 @@ def p_value(counts: Counts, probabilities: Counts) -> float:
     return float(chi2.sf(statistic, len(expected) - 1))
 
 
-def accept_unchecked(self: RoundRunner, work: Work, logits: NDArray[np.float32]) -> Verdict:
+def accept_unchecked(self: RoundRunner, work: Work, said: Sequence[Said]) -> Verdict:
     """Every draft stands; the bonus token comes from where it should."""
     request, drafts = work.request, work.request.drafts
-    bonus = sample(logits[len(drafts)], request.sampling, request.num_known + len(drafts), drafts)
-    assert bonus is not None
+    bonus = token_of(said[-1], request, len(drafts))
     return Verdict(
         work,
         [*drafts, bonus],

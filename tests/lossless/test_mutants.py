@@ -22,7 +22,7 @@ from engine.cache.manager import CommitState, KVCacheManager
 from engine.cache.prefix import PrefixIndex, PrefixMatch
 from engine.config import EngineConfig
 from engine.request import Request
-from engine.rounds import RoundRunner, Verdict
+from engine.rounds import RoundRunner, Said, Verdict, draw_after, token_of
 from engine.sampling import noise
 from engine.sampling.acceptance import sources
 from engine.sampling.sampler import SamplingState, sample
@@ -153,11 +153,9 @@ Fault = Callable[[pytest.MonkeyPatch], None]
 
 
 def accept_unchecked(patch: pytest.MonkeyPatch) -> None:
-    def accept(self: RoundRunner, work: Work, logits: NDArray[np.float32]) -> Verdict:
-        request, drafts = work.request, list(work.request.drafts)
-        position = request.num_known + len(drafts)
-        bonus = sample(logits[len(drafts)], request.sampling, position, drafts)
-        assert bonus is not None
+    def accept(self: RoundRunner, work: Work, said: Sequence[Said]) -> Verdict:
+        drafts = list(work.request.drafts)
+        bonus = token_of(said[-1], work.request, len(drafts))
         labels = sources(len(drafts), len(drafts))
         return Verdict(work, [*drafts, bonus], labels, num_drafts=len(drafts))
 
@@ -167,14 +165,9 @@ def accept_unchecked(patch: pytest.MonkeyPatch) -> None:
 def keep_going_after_a_rejection(patch: pytest.MonkeyPatch) -> None:
     """Targets after the first disagreement were conditioned on a draft that did not stand."""
 
-    def accept(self: RoundRunner, work: Work, logits: NDArray[np.float32]) -> Verdict:
-        request, drafts = work.request, work.request.drafts
-        tokens = []
-        for index in range(len(drafts) + 1):
-            position = request.num_known + index
-            token = sample(logits[index], request.sampling, position, drafts[:index])
-            assert token is not None
-            tokens.append(token)
+    def accept(self: RoundRunner, work: Work, said: Sequence[Said]) -> Verdict:
+        drafts = work.request.drafts
+        tokens = [token_of(answer, work.request, index) for index, answer in enumerate(said)]
         return Verdict(work, tokens, sources(len(drafts), len(drafts)), num_drafts=len(drafts))
 
     patch.setattr(RoundRunner, "_accept", accept)
@@ -208,17 +201,7 @@ def noise_without_position(patch: pytest.MonkeyPatch) -> None:
 
 def noise_by_round(patch: pytest.MonkeyPatch) -> None:
     """Noise numbered by rounds' own count, not by absolute position."""
-
-    def shifted(
-        logits: NDArray[np.float32],
-        state: SamplingState,
-        position: int,
-        drafts: Sequence[int] = (),
-        ids: NDArray[np.int64] | None = None,
-    ) -> int | None:
-        return sample(logits, state, position - len(drafts), drafts, ids)
-
-    patch.setattr(engine.rounds, "sample", shifted)
+    patch.setattr(engine.rounds, "draw_after", lambda request, _: draw_after(request, 0))
 
 
 def penalties_without_drafts(patch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,9 @@ def dry_run(*arguments: str) -> list[str]:
     return [line for line in lines if "pip install" in line]
 
 
-@pytest.mark.parametrize(("target", "num_installs"), [("serve", 1), ("test", 2), ("check", 2)])
+@pytest.mark.parametrize(
+    ("target", "num_installs"), [("serve", 1), ("test", 2), ("check", 2), ("bench", 2)]
+)
 def test_make_installs_under_the_constraints(target: str, num_installs: int) -> None:
     installs = dry_run(target)
     assert len(installs) == num_installs

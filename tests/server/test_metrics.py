@@ -76,6 +76,7 @@ def make_exporter(vllm_names: bool = True) -> MetricsExporter:
         model_name="tiny",
         model_config=MODEL,
         backend_name="fake",
+        head_dtype="int8",
         vllm_names=vllm_names,
     )
 
@@ -176,7 +177,9 @@ def test_values(exported: list[Sample]) -> None:
     assert value(exported, "bitskip_num_requests_running") == 3
     assert value(exported, "bitskip_num_requests_waiting") == 2
     assert value(exported, "bitskip_kv_cache_usage_ratio") == 0.5
-    assert value(exported, "bitskip_model_info", num_layers="8", backend="fake", variant="v1") == 1
+    assert (
+        value(exported, "bitskip_model_info", num_layers="8", head_dtype="int8", variant="v1") == 1
+    )
 
 
 def test_the_moving_rate_follows_the_present() -> None:

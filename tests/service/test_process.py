@@ -133,7 +133,7 @@ from support.tokenizers import write_tokenizer
 tokenizer = Tokenizer.from_directory(write_tokenizer(Path(sys.argv[1]), 300))
 config = fake_config(vocab_size=300, eos_token_ids=(299,))
 parts = join_parts(LoadedModel(config, tokenizer, FakeBackend(config)), EngineConfig())
-served = AsyncEngine(parts.core, parts.intake, parts.backend.name, parts.backend.close)
+served = AsyncEngine(parts.core, parts.intake, parts.backend)
 bound = bind("127.0.0.1", 0)
 app = create_app(served, ServerSettings(), CollectorRegistry())
 lifecycle = Lifecycle(served, app, ServerSettings(), bound)

@@ -149,7 +149,7 @@ def test_a_scheduler_that_frees_nothing_is_noticed(monkeypatch: pytest.MonkeyPat
 
 @asynccontextmanager
 async def started(parts: EngineParts) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(parts.core, parts.intake, "fake")
+    engine = AsyncEngine(parts.core, parts.intake, parts.backend)
     await engine.start()
     try:
         yield engine

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.protocol import Residuals, Sweep
+from engine.backends.protocol import Draw, Residuals, Sweep
 from engine.cache.prefix import Entry
 from engine.core import Core
 from engine.request import Request
@@ -76,6 +76,7 @@ class StateChecker:
         self.backend = probe.backend
         self.name = self.backend.name
         self.config = self.backend.config
+        self.head_dtype = self.backend.head_dtype
         self.core: Core | None = None
         """Set once it exists: it knows whose block table is whose."""
         self.num_checked = 0
@@ -104,6 +105,12 @@ class StateChecker:
 
     def draft_head(self, residuals: Any, rows: Sequence[int], depths: Sequence[int]) -> Any:
         return self.backend.draft_head(residuals, rows, depths)
+
+    def draw(self, residuals: Any, rows: Any, depths: Any, draws: Sequence[Draw]) -> Any:
+        return self.backend.draw(residuals, rows, depths, draws)
+
+    def draw_drafts(self, residuals: Any, rows: Any, depths: Any, draws: Sequence[Draw]) -> Any:
+        return self.backend.draw_drafts(residuals, rows, depths, draws)
 
     def close(self) -> None:
         self.backend.close()

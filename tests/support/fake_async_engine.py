@@ -130,6 +130,7 @@ class FakeAsyncEngine:
         self.config = EngineConfig().resolve(self.model_config)
         self.tokenizer = ByteTokenizer()
         self.backend_name = "fake"
+        self.head_dtype = "int8"
         self.status = "loading"
         self.text = text
         self.hold_after = hold_after

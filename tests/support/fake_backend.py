@@ -20,7 +20,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.protocol import Row, Sweep, draft_vocabulary
+from engine.backends.drawing import draw_draft_rows, draw_rows
+from engine.backends.protocol import Draw, Row, Sweep, draft_vocabulary
 from engine.config import ModelConfig
 from support.hashing import Words, keys, mix, near_normal
 from support.sweep_plan import Ints, Limits, Segment, SweepPlan, plan_sweep
@@ -100,6 +101,7 @@ class FakeBackend:
     """
 
     name = "fake"
+    head_dtype = "fp32"
     agreement_power = 4.0
     """Found by measuring; more ids to choose from need more alike logits."""
 
@@ -204,6 +206,18 @@ class FakeBackend:
         """The same floats as `head`, of the draft vocabulary only."""
         self.counters.num_draft_head_rows += len(rows)
         return self._head(residuals, rows, depths, self._draft_ids)
+
+    def draw(
+        self, residuals: Words, rows: Sequence[int], depths: Sequence[int], draws: Sequence[Draw]
+    ) -> list[int]:
+        """Picks from what `head` says."""
+        return draw_rows(self.head(residuals, rows, depths), draws)
+
+    def draw_drafts(
+        self, residuals: Words, rows: Sequence[int], depths: Sequence[int], draws: Sequence[Draw]
+    ) -> tuple[list[int], list[float]]:
+        """Picks from what `draft_head` says."""
+        return draw_draft_rows(self.draft_head(residuals, rows, depths), draws, self._draft_ids)
 
     @property
     def draft_ids(self) -> NDArray[np.int64]:

@@ -1,25 +1,22 @@
-"""The CPU backend's Python side: arranges a checkpoint for the native model, which does the work."""
+"""The CPU backend's Python side: arranges a checkpoint for the native model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.cpu import _native
-from engine.backends.protocol import Sweep, draft_vocabulary
-from engine.checkpoint.loader import PackedCheckpoint
+from engine.backends.protocol import Draw, Sweep, draft_vocabulary
+from engine.checkpoint.loader import Checkpoint, PackedCheckpoint
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, norm_names
-from engine.checkpoint.ternary import pack_trits
 from engine.checkpoint.source import WeightSource
+from engine.checkpoint.ternary import pack_trits
 from engine.config import ModelConfig
 from engine.errors import ConfigError
-
-if TYPE_CHECKING:
-    from engine.backends.protocol import Draw
 
 HeadDtype = Literal["int8", "bf16", "fp32"]
 KVDtype = Literal["fp16", "int8"]
@@ -151,7 +148,9 @@ class CpuBackend:
         config, model = self.config, self._model
         model.set_rotary(*_rotary_tables(config))
         for layer in range(config.num_layers):
-            codes, scales = zip(*(_packed(checkpoint, layer, name) for name in LINEARS), strict=True)
+            codes, scales = zip(
+                *(_packed(checkpoint, layer, name) for name in LINEARS), strict=True
+            )
             norms = (_floats(checkpoint.tensor(name)) for name in norm_names(layer))
             model.set_layer(layer, *norms, list(codes), [float(scale) for scale in scales])
         model.set_final_norm(_floats(checkpoint.tensor(FINAL_NORM)))
@@ -162,6 +161,10 @@ class CpuBackend:
         else:
             model.set_head(_bfloat16(head) if self.head_dtype == "bf16" else head)
         model.set_draft_ids(self._draft_ids.tolist())
+        model.finish()
+        if isinstance(checkpoint, Checkpoint):
+            # The codes and the head have been rearranged: what is left is a row here and there.
+            checkpoint.release_pages()
 
 
 def instruction_sets() -> list[str]:

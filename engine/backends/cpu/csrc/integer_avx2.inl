@@ -1,60 +1,4 @@
-// The integer kernels on AVX2.
-
-inline int32_t sum_lanes(__m256i v) {
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-}
-
-inline __m256i load_bytes(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
-
-// One output at a time over ROWS activation rows. A product pair is at most 2 · 127 · 2 = 508, so
-// an int16 lane holds 64 of them, 16 blocks, before it must be widened.
-template <int ROWS>
-void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
-                  int end, int32_t* acc, ptrdiff_t acc_stride) {
-    constexpr int BYTES = BLOCK / 4, WIDEN = 16, AHEAD = 1024;
-    const __m256i three = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
-    for (int o = begin * QUAD; o < end * QUAD; o++) {
-        const uint8_t* w = codes + ptrdiff_t(o / QUAD) * blocks * QUAD * BYTES + o % QUAD * BYTES;
-        __m256i wide[ROWS];
-        for (int m = 0; m < ROWS; m++) wide[m] = _mm256_setzero_si256();
-        for (int start = 0; start < blocks; start += WIDEN) {
-            const int stop = start + WIDEN < blocks ? start + WIDEN : blocks;
-            __m256i sums[ROWS];
-            for (int m = 0; m < ROWS; m++) sums[m] = _mm256_setzero_si256();
-            for (int b = start; b < stop; b++, w += QUAD * BYTES) {
-                __builtin_prefetch(w + AHEAD);
-                const __m256i v = load_bytes(w);
-                const __m256i w0 = _mm256_and_si256(v, three);
-                const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(v, 2), three);
-                const __m256i w2 = _mm256_and_si256(_mm256_srli_epi16(v, 4), three);
-                const __m256i w3 = _mm256_and_si256(_mm256_srli_epi16(v, 6), three);
-                for (int m = 0; m < ROWS; m++) {
-                    const int8_t* x = q + m * q_stride + b * BLOCK;
-                    const __m256i low = _mm256_add_epi16(_mm256_maddubs_epi16(w0, load_bytes(x)),
-                                                         _mm256_maddubs_epi16(w1, load_bytes(x + 32)));
-                    const __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(w2, load_bytes(x + 64)),
-                                                          _mm256_maddubs_epi16(w3, load_bytes(x + 96)));
-                    sums[m] = _mm256_add_epi16(sums[m], _mm256_add_epi16(low, high));
-                }
-            }
-            for (int m = 0; m < ROWS; m++)
-                wide[m] = _mm256_add_epi32(wide[m], _mm256_madd_epi16(sums[m], ones));
-        }
-        for (int m = 0; m < ROWS; m++) acc[m * acc_stride + o] = sum_lanes(wide[m]);
-    }
-}
-
-void ternary(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int rows,
-             int begin, int end, int32_t* acc, ptrdiff_t acc_stride) {
-    constexpr decltype(&ternary_rows<1>) BY_ROWS[] = {
-        ternary_rows<1>, ternary_rows<2>, ternary_rows<3>, ternary_rows<4>,
-        ternary_rows<5>, ternary_rows<6>, ternary_rows<7>, ternary_rows<8>};
-    BY_ROWS[rows - 1](codes, blocks, q, q_stride, begin, end, acc, acc_stride);
-}
+// The head's integer product on AVX2.
 
 // |x| ≤ 8191 and |w| ≤ 127: a pair is below 2²², and the sum of all fits 32 bits by the choice of
 // the limit of x.
@@ -79,23 +23,4 @@ void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int
             logits[m * logits_stride + v - begin] =
                 float(sum_lanes(sums[m])) * (x_scale[m] * w_scale[v]);
     }
-}
-
-void head_int8(const int8_t* w, const float* w_scale, int n, int begin, int end, const int16_t* x,
-               ptrdiff_t x_stride, const float* x_scale, int rows, float* logits,
-               ptrdiff_t logits_stride) {
-    constexpr decltype(&head_int8_rows<1>) BY_ROWS[] = {
-        head_int8_rows<1>, head_int8_rows<2>, head_int8_rows<3>, head_int8_rows<4>,
-        head_int8_rows<5>, head_int8_rows<6>, head_int8_rows<7>, head_int8_rows<8>};
-    BY_ROWS[rows - 1](w, w_scale, n, begin, end, x, x_stride, x_scale, logits, logits_stride);
-}
-
-uint64_t read(const uint8_t* data, size_t bytes) {
-    __m256i sums[4] = {};
-    for (size_t i = 0; i + 128 <= bytes; i += 128)
-        for (int k = 0; k < 4; k++) sums[k] = _mm256_add_epi64(sums[k], load_bytes(data + i + 32 * k));
-    const __m256i sum = _mm256_add_epi64(_mm256_add_epi64(sums[0], sums[1]),
-                                         _mm256_add_epi64(sums[2], sums[3]));
-    return uint64_t(_mm256_extract_epi64(sum, 0)) + uint64_t(_mm256_extract_epi64(sum, 1)) +
-           uint64_t(_mm256_extract_epi64(sum, 2)) + uint64_t(_mm256_extract_epi64(sum, 3));
 }

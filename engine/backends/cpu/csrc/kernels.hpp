@@ -16,9 +16,14 @@ constexpr int LANES = 16;
 constexpr int BLOCK = 128;       // inputs of one block of packed codes
 constexpr int QUAD = 4;          // outputs whose codes lie together
 constexpr int MAX_GEMM_ROWS = 8; // activation rows of one call of `ternary`
+constexpr int TILE = 32;          // outputs whose codes lie together when products go by look-up
+constexpr int LOOKUP_ROWS = 16;  // activation rows of one call of `by_sums`
+constexpr int LOOKUP_TILES = 64; // and its tiles
+// Tables of 8 byte positions, then the narrow and wide sums of all outputs.
+constexpr ptrdiff_t LOOKUP_SCRATCH = LOOKUP_ROWS * (256 * 8 * 2 + LOOKUP_TILES * TILE * (2 + 4));
 
 template <class T>
-constexpr T round_up(T value, T multiple) {
+static constexpr T round_up(T value, T multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
@@ -55,6 +60,21 @@ struct Attention {
     float* out;            // group × head_stride
 };
 
+// Ternary products by look-up: acc = Σ q · trit for the outputs of tiles begin..end. Their codes
+// lie as [tile][block][byte position][TILE outputs].
+struct Lookups {
+    // One tile from the packed layout, of which it has `quads` quads; the rest becomes zero.
+    void (*copy_tile)(const uint8_t* codes, int blocks, int quads, uint8_t* tile);
+    // One activation row's tables, 64 bytes for every 4 inputs.
+    void (*digit_tables)(const int8_t* q, int blocks, int8_t* tables);
+    // That row's product.
+    void (*by_digits)(const uint8_t* tiles, int blocks, const int8_t* tables, int begin, int end,
+                      int32_t* acc);
+    // Up to `width` (8 or 16) rows, interleaved as x[i][width], and at most LOOKUP_TILES tiles.
+    void (*by_sums)(const uint8_t* tiles, int blocks, const int16_t* x, int width, int rows,
+                    int begin, int end, char* scratch, int32_t* acc, ptrdiff_t acc_stride);
+};
+
 struct Kernels {
     const char* name;
 
@@ -72,10 +92,13 @@ struct Kernels {
     float (*store_half)(const float* x, int n, uint16_t* out);
     float (*store_int8)(const float* x, int n, int8_t* out);
 
-    // acc[m][o] = Σ_i q[m][i] · code[o][i] for the outputs of quads begin..end, rows ≤ 8.
-    // `codes` is the packed layout of engine/checkpoint/ternary.py.
+    // acc[m][o] = Σ q[m][i] · code[o][i] for the outputs of quads begin..end, rows ≤ 8. `codes` is
+    // the packed layout of engine/checkpoint/ternary.py. Null where products go by look-up.
     void (*ternary)(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int rows,
                     int begin, int end, int32_t* acc, ptrdiff_t acc_stride);
+
+    // Where products go by look-up instead; null elsewhere.
+    const Lookups* lookups;
 
     // logits[m][v − begin] of head rows begin..end; n is a multiple of LANES.
     // int8: float(Σ x · w) · (x_scale[m] · w_scale[v]), the sum exact in 32 bits.
@@ -91,7 +114,7 @@ struct Kernels {
     // Σ e^(z − peak) over n logits; n need not be padded.
     float (*sum_exp)(const float* z, int n, float peak);
     float (*max_of)(const float* z, int n);
-    // A sum over all bytes, as fast as they can be read.
+    // The sum of the 64-bit words in whole pieces of 128 bytes, as fast as they can be read.
     uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
 

@@ -8,7 +8,8 @@ namespace {
 #include "integer_scalar.inl"
 
 constexpr Kernels KERNELS = {"scalar",       rms_norm,   quantise,      quantise_wide, swiglu,
-                             attend,         store_half_row, store_int8_row, ternary,   head_int8,
+                             attend,         store_half_row, store_int8_row, ternary,   nullptr,
+                             head_int8,
                              head_float,     pack_head_row,  widen,     sum_exp,
                              max_of,         read};
 }  // namespace

@@ -62,9 +62,11 @@ inline float reduce_add(const Lanes& a) {
     return v[0];
 }
 inline float reduce_max(const Lanes& a) {
-    float best = a.v[0];
-    EACH_LANE if (a.v[i] > best) best = a.v[i];
-    return best;
+    float v[LANES];
+    EACH_LANE v[i] = a.v[i];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+    return v[0];
 }
 
 inline float half_to_float(uint16_t half) {

@@ -1,6 +1,7 @@
 #include "model.hpp"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <new>
@@ -11,8 +12,8 @@ namespace {
 constexpr int ALIGNED_FLOATS = 16;  // 64 bytes
 
 int widest_output(const Shape& shape) {
-    const int qkv = round_up(shape.q_size(), QUAD) + 2 * round_up(shape.kv_size(), QUAD);
-    return std::max({qkv, round_up(shape.hidden, QUAD), 2 * round_up(shape.ffn, QUAD)});
+    const int qkv = round_up(shape.q_size(), TILE) + 2 * round_up(shape.kv_size(), TILE);
+    return std::max({qkv, round_up(shape.hidden, TILE), 2 * round_up(shape.ffn, TILE)});
 }
 
 template <class T>
@@ -94,15 +95,97 @@ void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
 
 void Model::reserve(int rows) {
     if (rows <= reserved_) return;
-    const int wanted = round_up(rows, 8);
+    const int wanted = round_up(rows, LOOKUP_ROWS);
     grow<float>(hidden_, ptrdiff_t(wanted) * hidden_stride_);
     grow<int8_t>(quantised_, ptrdiff_t(wanted) * q_stride_);
     grow<int32_t>(acc_, ptrdiff_t(wanted) * acc_stride_);
     grow<float>(queries_, ptrdiff_t(wanted) * query_stride_);
     grow<float>(attended_, ptrdiff_t(wanted) * attended_stride_);
-    quants_.resize(wanted);
+    peaks_.resize(wanted);
+    sums_.resize(wanted);
+    if (kernels_.lookups) {
+        grow<int16_t>(interleaved_, ptrdiff_t(wanted) * q_stride_);
+        // Few rows only; 64 bytes for every 4 inputs.
+        grow<int8_t>(digit_tables_, ptrdiff_t(LOOKUP_ROWS) * q_stride_ * 16);
+    }
     for (Segment& segment : segments_) segment.active.reserve(wanted);
     reserved_ = wanted;
+}
+
+bool Model::finish() {
+    if (!kernels_.lookups) return false;
+    copy_tiles();
+    tune();
+    return true;
+}
+
+// [quad][block][4 outputs][byte position] to [tile][block][byte position][32 outputs].
+void Model::copy_tiles() {
+    constexpr int BYTES = BLOCK / 4, QUADS = TILE / QUAD;
+    struct Tile {
+        const uint8_t* from;
+        uint8_t* to;
+        int quads, blocks;
+    };
+    std::vector<Tile> tiles;
+    ptrdiff_t total = 0;
+    const auto matrices = [](Layer& layer) {
+        return std::array<Matrix*, 4>{&layer.qkv, &layer.output, &layer.gate_up, &layer.down};
+    };
+    for (Layer& layer : layers_)
+        for (Matrix* matrix : matrices(layer))
+            for (Part& part : matrix->parts) total += part.tiles() * matrix->tile_bytes();
+    tiles_ = Pages(total, Pages::Size::huge);
+    uint8_t* to = tiles_.as<uint8_t>();
+    for (Layer& layer : layers_)
+        for (Matrix* matrix : matrices(layer)) {
+            const int blocks = matrix->blocks();
+            for (Part& part : matrix->parts) {
+                const uint8_t* from = part.codes;
+                part.codes = to;
+                for (int t = 0; t < part.tiles(); t++, to += matrix->tile_bytes())
+                    tiles.push_back({from + ptrdiff_t(t) * QUADS * blocks * QUAD * BYTES, to,
+                                     std::min(QUADS, part.quads() - t * QUADS), blocks});
+            }
+        }
+    team_.run([&](Team::Member& member) {
+        member.each(int(tiles.size()), [&](int i) {
+            const Tile& tile = tiles[i];
+            kernels_.lookups->copy_tile(tile.from, tile.blocks, tile.quads, tile.to);
+        });
+    });
+}
+
+// From how many rows on are sums of many rows faster on this machine? Takes a few ms.
+void Model::tune() {
+    const Lookups& lookups = *kernels_.lookups;
+    for (int i = 0; i < team_.size(); i++)
+        lookup_scratch_.emplace_back(LOOKUP_SCRATCH, Pages::Size::small);
+    fewest_for_sums_ = 1;
+    reserve(1);
+    const Matrix& matrix = layers_.front().gate_up;
+    const Part& part = matrix.parts.front();
+    const int tiles = std::min(part.tiles(), LOOKUP_TILES);
+    const auto seconds = [](auto&& work) {
+        double best = 1.0;
+        for (int i = 0; i < 4; i++) {
+            const auto started = std::chrono::steady_clock::now();
+            work();
+            const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
+            best = std::min(best, taken.count());
+        }
+        return best;
+    };
+    const double one_row = seconds([&] {
+        lookups.by_digits(part.codes, matrix.blocks(), digit_tables_.as<int8_t>(), 0, tiles,
+                          acc_.as<int32_t>());
+    });
+    const double eight_rows = seconds([&] {
+        lookups.by_sums(part.codes, matrix.blocks(), interleaved_.as<int16_t>(), LOOKUP_ROWS / 2,
+                        LOOKUP_ROWS / 2, 0, tiles, lookup_scratch_[0].as<char>(),
+                        acc_.as<int32_t>(), acc_stride_);
+    });
+    fewest_for_sums_ = std::clamp(int(std::ceil(eight_rows / one_row)), 2, LOOKUP_ROWS / 2);
 }
 
 double Model::read_seconds(const uint8_t* data, size_t bytes) {

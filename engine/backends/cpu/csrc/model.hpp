@@ -24,23 +24,25 @@ struct Shape {
     int kv_size() const { return kv_heads * head_dim; }
 };
 
-// One ternary linear as it lies in the file: scale × (codes − 1).
+// One ternary linear: scale × (codes − 1).
 struct Part {
-    const uint8_t* codes;
+    const uint8_t* codes;  // as in the file, or in tiles
     int outputs;
     float scale;
     int offset;  // of its first output among those of its matrix
 
     int quads() const { return (outputs + QUAD - 1) / QUAD; }
+    int tiles() const { return (outputs + TILE - 1) / TILE; }
 };
 
 // Linears that share an input.
 struct Matrix {
     std::vector<Part> parts;
     int inputs = 0;
-    int outputs = 0;  // each part's rounded up to a quad
+    int outputs = 0;  // each part's rounded up to a tile
 
     int blocks() const { return round_up(inputs, BLOCK) / BLOCK; }
+    ptrdiff_t tile_bytes() const { return ptrdiff_t(blocks()) * BLOCK / 4 * TILE; }
 };
 
 struct Layer {
@@ -91,6 +93,9 @@ public:
     // Rounds the head to 8 bits with a scale per row; the table is not read again.
     void pack_head(Table table);
     void set_draft_ids(std::vector<int> ids);
+    // Arranges what was set for the kernels; if this returns true, layers are not read again from
+    // where they were.
+    bool finish();
 
     // --- memory ---
     void allocate(int blocks, int block_size, int states, KvDtype dtype);
@@ -119,6 +124,14 @@ private:
     struct Segment {  // layers in which the same rows are active
         int first, last;
         std::vector<int> active;
+        bool by_sums;  // whether there are enough of them for `Lookups::by_sums`
+
+        int count() const { return int(active.size()); }
+        // Rows go in groups of LOOKUP_ROWS; the last may be half as wide.
+        int groups() const { return (count() + LOOKUP_ROWS - 1) / LOOKUP_ROWS; }
+        int width(int group) const {
+            return count() - group * LOOKUP_ROWS > LOOKUP_ROWS / 2 ? LOOKUP_ROWS : LOOKUP_ROWS / 2;
+        }
     };
 
     struct Best {
@@ -127,20 +140,26 @@ private:
         float logit;  // the greatest, whatever its noise
     };
 
+    void copy_tiles();
+    void tune();
     void plan(const std::vector<Row>& rows);
     void reserve(int rows);
     void run_layers(Team::Member& member, const Segment& segment);
-    void gemm(Team::Member& member, const Matrix& matrix, int rows);
-    void normalise(int slot, int row, const std::vector<float>& gain);
-    void quantise(int slot, const float* x, int n);
+    void gemm(Team::Member& member, const Segment& segment, const Matrix& matrix);
+    void gemm_by_digits(Team::Member& member, const Segment& segment, const Matrix& matrix);
+    void gemm_by_sums(Team::Member& member, const Segment& segment, const Matrix& matrix);
+    void normalise(const Segment& segment, int slot, const std::vector<float>& gain);
+    void quantise(const Segment& segment, int slot, const float* x, int n);
     // Makes the sweep fail unless `value` is finite.
     void expect_finite(float value);
-    // One output row of the last gemm, as floats: x = float(acc) · c, c = (peak / 127) · scale.
+    // (peak / 127) · scale: what an integer sum of this row and linear stands for.
+    float factor(int slot, const Part& part) const { return peaks_[slot] / 127.0f * part.scale; }
+    // One row of the last gemm as floats.
     void scaled(int slot, const Part& part, float* out) const;
     void add_residual(int slot, int row, const Matrix& matrix);
     void rotate_and_store(Team::Member& member, int layer, int slot, const Row& row);
     void attend(Team::Member& member, int layer, int slot, const Row& row, int kv_head);
-    void swiglu(Team::Member& member, int slot, const Matrix& matrix);
+    void swiglu(Team::Member& member, const Segment& segment, int slot, const Matrix& matrix);
     KvView view(const Pages& data, const Pages& scales, int layer, int kv_head) const;
     void score(Team::Member& member, int count, bool draft, float* out);
     bool prepare_head(const float* const* residuals, const int* depths, int count);
@@ -156,6 +175,7 @@ private:
     Team team_;
 
     std::vector<Layer> layers_;
+    Pages tiles_;
     std::vector<float> final_norm_, cos_, sin_;
     Table embedding_{}, head_{};
     Pages packed_head_;
@@ -172,8 +192,12 @@ private:
     int score_stride_, wide_limit_;
     ptrdiff_t scratch_stride_;
     int reserved_ = 0;
-    Pages hidden_, quantised_, acc_, queries_, attended_, member_scratch_;
-    std::vector<Quantised> quants_;
+    Pages hidden_, quantised_, interleaved_, acc_, queries_, attended_, member_scratch_;
+    Pages digit_tables_;
+    std::vector<Pages> lookup_scratch_;  // per member
+    std::vector<float> peaks_;
+    std::vector<int32_t> sums_;
+    int fewest_for_sums_ = 0;  // rows from which on `by_sums` is faster than `by_digits`
     std::vector<Segment> segments_;
     int num_segments_ = 0;
     std::atomic<bool> finite_{true};

@@ -136,8 +136,8 @@ public:
                     array.shape(3) != BLOCK / 4)
                     throw std::invalid_argument("packed codes of a wrong shape");
                 built.parts.push_back({array.data(), size, scales[next], built.outputs});
-                built.outputs += round_up(size, QUAD);
-                keep(array);
+                built.outputs += round_up(size, TILE);
+                kept_codes_.push_back(nb::find(array));
                 next++;
             }
             return built;
@@ -185,6 +185,15 @@ public:
             if (id < 0 || id >= model_.shape().vocab)
                 throw std::invalid_argument("a draft id is not in the vocabulary");
         model_.set_draft_ids(ids);
+    }
+
+    void finish() {
+        bool copied;
+        {
+            nb::gil_scoped_release release;
+            copied = model_.finish();
+        }
+        if (copied) kept_codes_.clear();
     }
 
     void allocate(int blocks, int block_size, int states, const std::string& dtype) {
@@ -387,7 +396,8 @@ private:
 
     const Kernels& kernels_;
     Model model_;
-    std::vector<nb::object> kept_;  // arrays that the model points into
+    // Arrays that the model points into.
+    std::vector<nb::object> kept_, kept_codes_;
     bool busy_ = false;
 
     // Reused from call to call.
@@ -417,6 +427,7 @@ NB_MODULE(_native, m) {
         .def("set_head", &Binding::set_head)
         .def("pack_head", &Binding::pack_head)
         .def("set_draft_ids", &Binding::set_draft_ids)
+        .def("finish", &Binding::finish)
         .def("allocate", &Binding::allocate)
         .def("sweep", &Binding::sweep)
         .def("logits", &Binding::logits)

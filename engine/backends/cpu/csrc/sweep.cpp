@@ -8,16 +8,30 @@
 namespace bitskip {
 namespace {
 
-constexpr ptrdiff_t GEMM_CHUNK_BYTES = 16384;  // codes that a member claims at a time
+constexpr ptrdiff_t GEMM_CHUNK_BYTES = 32768;  // codes that a member claims at a time
 constexpr float HALF_LIMIT = 65520.0f;         // the least float that float16 rounds to infinity
 // Longer queries could make sums of both infinities, and a NaN among scores loses its key unseen.
 constexpr float QUERY_LIMIT = 1e30f;
 
-int chunk_quads(const Matrix& matrix) {
-    return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / (matrix.blocks() * ptrdiff_t(BLOCK))));
+int pieces(int count, int size) { return (count + size - 1) / size; }
+
+int chunk_tiles(const Matrix& matrix) {
+    return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / matrix.tile_bytes()));
 }
 
-int pieces(int count, int size) { return (count + size - 1) / size; }
+// Cuts a matrix's parts into runs of `tiles` and calls f(part, begin, end, repeat) for each, and
+// for each of 0..repeats − 1.
+template <class F>
+void each_piece(Team::Member& member, const Matrix& matrix, int tiles, int repeats, F&& f) {
+    int total = 0;
+    for (const Part& part : matrix.parts) total += pieces(part.tiles(), tiles);
+    member.each(total * repeats, [&](int i) {
+        int piece = i % total;
+        const Part* part = matrix.parts.data();
+        for (; piece >= pieces(part->tiles(), tiles); part++) piece -= pieces(part->tiles(), tiles);
+        f(*part, piece * tiles, std::min((piece + 1) * tiles, part->tiles()), i / total);
+    });
+}
 
 }  // namespace
 
@@ -71,6 +85,7 @@ void Model::plan(const std::vector<Row>& rows) {
         segment.active.clear();
         for (int i = 0; i < int(rows.size()); i++)
             if (rows[i].first <= first && first < rows[i].last) segment.active.push_back(i);
+        segment.by_sums = kernels_.lookups && segment.count() >= fewest_for_sums_;
         if (!segment.active.empty()) num_segments_++;
         first = next;
     }
@@ -78,14 +93,14 @@ void Model::plan(const std::vector<Row>& rows) {
 
 // Rows of a segment have slots 0, 1, …: their places in all buffers but the residuals'.
 void Model::run_layers(Team::Member& member, const Segment& segment) {
-    const int count = int(segment.active.size());
+    const int count = segment.count();
     const auto row_of = [&](int slot) -> const Row& { return (*rows_)[segment.active[slot]]; };
     member.each(count, [&](int slot) {
-        normalise(slot, segment.active[slot], layers_[segment.first].attention_norm);
+        normalise(segment, slot, layers_[segment.first].attention_norm);
     });
     for (int index = segment.first; index < segment.last; index++) {
         const Layer& layer = layers_[index];
-        gemm(member, layer.qkv, count);
+        gemm(member, segment, layer.qkv);
         // All rows write before any attends.
         member.each(count, [&](int slot) { rotate_and_store(member, index, slot, row_of(slot)); });
         member.each(count * shape_.kv_heads, [&](int i) {
@@ -93,76 +108,119 @@ void Model::run_layers(Team::Member& member, const Segment& segment) {
             attend(member, index, slot, row_of(slot), i % shape_.kv_heads);
         });
         member.each(count, [&](int slot) {
-            quantise(slot, attended_.as<float>() + ptrdiff_t(slot) * attended_stride_,
+            quantise(segment, slot, attended_.as<float>() + ptrdiff_t(slot) * attended_stride_,
                      shape_.q_size());
         });
-        gemm(member, layer.output, count);
+        gemm(member, segment, layer.output);
         member.each(count, [&](int slot) {
             add_residual(slot, segment.active[slot], layer.output);
-            normalise(slot, segment.active[slot], layer.ffn_norm);
+            normalise(segment, slot, layer.ffn_norm);
         });
-        gemm(member, layer.gate_up, count);
-        member.each(count, [&](int slot) { swiglu(member, slot, layer.gate_up); });
-        gemm(member, layer.down, count);
+        gemm(member, segment, layer.gate_up);
+        member.each(count, [&](int slot) { swiglu(member, segment, slot, layer.gate_up); });
+        gemm(member, segment, layer.down);
         member.each(count, [&](int slot) {
             add_residual(slot, segment.active[slot], layer.down);
             if (index + 1 < segment.last)
-                normalise(slot, segment.active[slot], layers_[index + 1].attention_norm);
+                normalise(segment, slot, layers_[index + 1].attention_norm);
         });
     }
     member.settle();
 }
 
-// acc = Σ q · code for all rows; the row count chooses the kernel, which integers do not notice.
-void Model::gemm(Team::Member& member, const Matrix& matrix, int rows) {
-    const int chunk = chunk_quads(matrix), blocks = matrix.blocks();
-    int total = 0;
-    for (const Part& part : matrix.parts) total += pieces(part.quads(), chunk);
-    member.each(total, [&](int piece) {
-        const Part* part = matrix.parts.data();
-        for (; piece >= pieces(part->quads(), chunk); part++) piece -= pieces(part->quads(), chunk);
-        const int begin = piece * chunk, end = std::min(begin + chunk, part->quads());
+// Integer sums for all rows; the row count chooses the kernel, which integers do not notice.
+void Model::gemm(Team::Member& member, const Segment& segment, const Matrix& matrix) {
+    if (segment.by_sums) return gemm_by_sums(member, segment, matrix);
+    if (kernels_.lookups) return gemm_by_digits(member, segment, matrix);
+    const int blocks = matrix.blocks(), rows = segment.count();
+    each_piece(member, matrix, chunk_tiles(matrix), 1,
+               [&](const Part& part, int begin, int end, int) {
+        constexpr int QUADS = TILE / QUAD;
         for (int m = 0; m < rows; m += MAX_GEMM_ROWS)
-            kernels_.ternary(part->codes, blocks,
+            kernels_.ternary(part.codes, blocks,
                              quantised_.as<int8_t>() + ptrdiff_t(m) * q_stride_, q_stride_,
-                             std::min(rows - m, MAX_GEMM_ROWS), begin, end,
-                             acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ + part->offset,
+                             std::min(rows - m, MAX_GEMM_ROWS), begin * QUADS,
+                             std::min(end * QUADS, part.quads()),
+                             acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ + part.offset,
                              acc_stride_);
+    });
+}
+
+void Model::gemm_by_digits(Team::Member& member, const Segment& segment, const Matrix& matrix) {
+    each_piece(member, matrix, chunk_tiles(matrix), 1,
+               [&](const Part& part, int begin, int end, int) {
+        for (int m = 0; m < segment.count(); m++)
+            kernels_.lookups->by_digits(part.codes, matrix.blocks(),
+                                        digit_tables_.as<int8_t>() + ptrdiff_t(m) * q_stride_ * 16,
+                                        begin, end,
+                                        acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ +
+                                            part.offset + begin * TILE);
+    });
+}
+
+void Model::gemm_by_sums(Team::Member& member, const Segment& segment, const Matrix& matrix) {
+    // A call's tables cost as much as 120 of its outputs: few calls with many tiles.
+    const int share = pieces(matrix.outputs, team_.size() * TILE);
+    const int tiles = segment.groups() >= team_.size() ? LOOKUP_TILES : std::clamp(share, 16, LOOKUP_TILES);
+    char* scratch = lookup_scratch_[member.index()].as<char>();
+    each_piece(member, matrix, tiles, segment.groups(),
+               [&](const Part& part, int begin, int end, int group) {
+        const ptrdiff_t first = ptrdiff_t(group) * LOOKUP_ROWS;
+        kernels_.lookups->by_sums(part.codes, matrix.blocks(),
+                                  interleaved_.as<int16_t>() + first * q_stride_,
+                                  segment.width(group),
+                                  std::min(segment.count() - int(first), LOOKUP_ROWS), begin, end,
+                                  scratch,
+                                  acc_.as<int32_t>() + first * acc_stride_ + part.offset,
+                                  acc_stride_);
     });
 }
 
 void Model::scaled(int slot, const Part& part, float* out) const {
     const int32_t* acc = acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_ + part.offset;
-    const int32_t sum = quants_[slot].sum;  // codes are trits + 1
-    const float factor = quants_[slot].peak / 127.0f * part.scale;
-    for (int i = 0; i < part.outputs; i++) out[i] = float(acc[i] - sum) * factor;
+    const int32_t sum = sums_[slot];
+    const float c = factor(slot, part);
+    for (int i = 0; i < part.outputs; i++) out[i] = float(acc[i] - sum) * c;
 }
 
-void Model::quantise(int slot, const float* x, int n) {
-    quants_[slot] = kernels_.quantise(x, n, round_up(n, BLOCK),
-                                      quantised_.as<int8_t>() + ptrdiff_t(slot) * q_stride_);
-    expect_finite(quants_[slot].peak);
+void Model::quantise(const Segment& segment, int slot, const float* x, int n) {
+    const int padded = round_up(n, BLOCK);
+    int8_t* q = quantised_.as<int8_t>() + ptrdiff_t(slot) * q_stride_;
+    const Quantised result = kernels_.quantise(x, n, padded, q);
+    peaks_[slot] = result.peak;
+    sums_[slot] = kernels_.lookups ? 0 : result.sum;  // codes are trits + 1
+    expect_finite(result.peak);
+    if (segment.by_sums) {
+        const int group = slot / LOOKUP_ROWS, width = segment.width(group);
+        int16_t* column = interleaved_.as<int16_t>() +
+                          ptrdiff_t(group) * LOOKUP_ROWS * q_stride_ + slot % LOOKUP_ROWS;
+        for (int i = 0; i < padded; i++) column[ptrdiff_t(i) * width] = q[i];
+    } else if (kernels_.lookups) {
+        kernels_.lookups->digit_tables(
+            q, padded / BLOCK, digit_tables_.as<int8_t>() + ptrdiff_t(slot) * q_stride_ * 16);
+    }
 }
 
 void Model::expect_finite(float value) {
     if (!std::isfinite(value)) finite_.store(false, std::memory_order_relaxed);
 }
 
-void Model::normalise(int slot, int row, const std::vector<float>& gain) {
+void Model::normalise(const Segment& segment, int slot, const std::vector<float>& gain) {
     // Its place among the accumulators is free between two matrix products.
     float* normed = reinterpret_cast<float*>(acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_);
-    expect_finite(kernels_.rms_norm(hidden_.as<float>() + ptrdiff_t(row) * hidden_stride_,
-                                    gain.data(), shape_.hidden, shape_.eps, normed));
-    quantise(slot, normed, shape_.hidden);
+    expect_finite(kernels_.rms_norm(
+        hidden_.as<float>() + ptrdiff_t(segment.active[slot]) * hidden_stride_, gain.data(),
+        shape_.hidden, shape_.eps, normed));
+    quantise(segment, slot, normed, shape_.hidden);
 }
 
 void Model::add_residual(int slot, int row, const Matrix& matrix) {
     const Part& part = matrix.parts.front();
     const int32_t* acc = acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_;
-    const int32_t sum = quants_[slot].sum;
-    const float factor = quants_[slot].peak / 127.0f * part.scale;
+    const int32_t sum = sums_[slot];
+    const float c = factor(slot, part);
     float* x = hidden_.as<float>() + ptrdiff_t(row) * hidden_stride_;
-    for (int i = 0; i < part.outputs; i++) x[i] = x[i] + float(acc[i] - sum) * factor;
+    for (int i = 0; i < part.outputs; i++) x[i] = x[i] + float(acc[i] - sum) * c;
 }
 
 KvView Model::view(const Pages& data, const Pages& scales, int layer, int kv_head) const {
@@ -192,7 +250,7 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
 
     scaled(slot, qkv.parts[0], x);
     float* queries = queries_.as<float>() + ptrdiff_t(slot) * query_stride_;
-    const float longest = quants_[slot].peak * qkv.parts[0].scale * float(qkv.inputs);
+    const float longest = peaks_[slot] * qkv.parts[0].scale * float(qkv.inputs);
     expect_finite(longest < QUERY_LIMIT ? longest : INFINITY);
     const float scale = 1.0f / std::sqrt(float(size));
     for (int h = 0; h < shape_.heads; h++)
@@ -254,14 +312,15 @@ void Model::attend(Team::Member& member, int layer, int slot, const Row& row, in
         std::copy_n(out + g * head_stride_, shape_.head_dim, attended + g * shape_.head_dim);
 }
 
-void Model::swiglu(Team::Member& member, int slot, const Matrix& matrix) {
+void Model::swiglu(Team::Member& member, const Segment& segment, int slot,
+                   const Matrix& matrix) {
     const int width = round_up(shape_.ffn, LANES);
     float *gate = scratch(member), *up = gate + width, *out = up + width;
     scaled(slot, matrix.parts[0], gate);
     scaled(slot, matrix.parts[1], up);
     for (int i = shape_.ffn; i < width; i++) gate[i] = up[i] = 0.0f;
     kernels_.swiglu(gate, up, width, out);
-    quantise(slot, out, shape_.ffn);
+    quantise(segment, slot, out, shape_.ffn);
 }
 
 }  // namespace bitskip

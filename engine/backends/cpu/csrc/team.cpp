@@ -15,7 +15,7 @@ constexpr int SPINS_PER_CLOCK = 256;
 
 }  // namespace
 
-Team::Team(int size) : size_(size) {
+Team::Team(int size) : size_(size), taken_(size) {
     threads_.reserve(size - 1);
     try {
         for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { serve(i); });

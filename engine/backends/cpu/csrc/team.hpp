@@ -1,8 +1,9 @@
 // A persistent team of threads that runs one function together, phase by phase.
 //
 // The caller is member 0. Between runs the others spin briefly, then sleep. Within a run the
-// members meet at barriers and claim pieces of work from a shared counter: who computes a piece
-// is left to chance, how it is computed never is.
+// members meet at barriers. Of a phase's pieces each member has a share of neighbours, which it
+// takes in order, so that memory is read in long runs; who is done helps the others. Who computes
+// a piece is thus left to chance, how it is computed never is.
 #pragma once
 
 #include <atomic>
@@ -39,7 +40,12 @@ public:
                 return;
             }
             settle();
-            for (int i; (i = team_.next_.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+            for (int k = 0; k < team_.size_; k++) {
+                const int owner = (index_ + k) % team_.size_;
+                const int begin = team_.share(count, owner), end = team_.share(count, owner + 1);
+                std::atomic<int>& taken = team_.taken_[owner].count;
+                for (int i; (i = begin + taken.fetch_add(1, std::memory_order_relaxed)) < end;) f(i);
+            }
             loose_ = true;
         }
 
@@ -73,6 +79,13 @@ public:
 private:
     using Body = void (*)(void*, Member&);
 
+    struct alignas(64) Taken {
+        std::atomic<int> count{0};
+    };
+
+    // Where the share of a member begins.
+    int share(int count, int member) const { return int(int64_t(count) * member / size_); }
+
     // Waits for the whole team; the last to arrive runs `last` before anybody goes on.
     template <class F>
     void meet(F&& last) {
@@ -80,7 +93,7 @@ private:
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
             last();
             arrived_.store(0, std::memory_order_relaxed);
-            next_.store(0, std::memory_order_relaxed);
+            for (Taken& taken : taken_) taken.count.store(0, std::memory_order_relaxed);
             round_.store(round + 1, std::memory_order_release);
         } else {
             wait_while(round_, round);
@@ -97,7 +110,7 @@ private:
     Body body_ = nullptr;
     void* argument_ = nullptr;
 
-    alignas(64) std::atomic<int> next_{0};
+    std::vector<Taken> taken_;  // of each member's share
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> round_{0};
     alignas(64) std::atomic<uint32_t> job_{0};  // counts runs

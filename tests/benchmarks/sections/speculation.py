@@ -1,0 +1,76 @@
+"""Our own speculation: what each draft length brings, and whether `auto` finds the best.
+
+The checkpoints are synthetic: random weights, made such that the draft exit's most likely token
+is the full model's as often as said. Drafts come from the early exit alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.bench import Bench, Contender, Recorder, Sample
+from benchmarks.options import AGREEMENTS, FIXED_DRAFTS, SEQUENCES
+from benchmarks.prompts import random_prompts
+from benchmarks.worker import Worker
+
+PROMPT_TOKENS = 8
+TOKENS = {1: 48, 2: 32, 4: 24, 8: 16}
+"""Tokens per sequence and sample, by the number of sequences: a second or so each."""
+LEARNING_TOKENS = 64
+"""Tokens per sequence that `auto` gets to learn this machine's costs before it is measured."""
+MODES = ("plain", *FIXED_DRAFTS, "auto")
+
+
+def run(bench: Bench, record: Recorder) -> None:
+    """Alternate all modes; every repeat has prompts of its own, the same for all modes."""
+    options, models = bench.options, bench.models
+    for agreement in AGREEMENTS:
+        checkpoint = models.synthetic(agreement)
+        with bench.worker(
+            "engine",
+            model=str(checkpoint),
+            backend=options.backend,
+            threads=options.threads,
+            draft_exit=models.draft_exit,
+        ) as worker:
+            for count in SEQUENCES:
+                prompts = _prompts(count, models.config().vocab_size)
+                worker.call(
+                    "decode",
+                    prompts=prompts(-1),
+                    tokens=options.tokens(LEARNING_TOKENS),
+                    mode="auto",
+                )
+                tokens = options.tokens(TOKENS[count])
+                record.alternate(
+                    [
+                        Contender(
+                            "bitskip",
+                            "tok/s",
+                            worker,
+                            _decode(worker, prompts, tokens, mode),
+                            {"agreement": agreement, "sequences": count, "mode": str(mode)},
+                        )
+                        for mode in MODES
+                    ],
+                    warm_up=False,
+                )
+
+
+def _prompts(count: int, vocab_size: int) -> Callable[[int], list[list[int]]]:
+    return lambda repeat: random_prompts(count, PROMPT_TOKENS, vocab_size, seed=repeat + 1)
+
+
+def _decode(
+    worker: Worker, prompts: Callable[[int], list[list[int]]], tokens: int, mode: str | int
+) -> Callable[[int], Sample]:
+    def measure(repeat: int) -> Sample:
+        answer = worker.call("decode", prompts=prompts(repeat), tokens=tokens, mode=mode)
+        notes = {
+            "acceptance": answer["acceptance"],
+            "tokens_per_round": answer["tokens"] / answer["rounds"] / len(prompts(repeat)),
+            "drafts_per_round": answer["drafted"] / answer["rounds"] / len(prompts(repeat)),
+        }
+        return Sample(answer["tokens_per_s"], notes)
+
+    return measure

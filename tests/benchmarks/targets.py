@@ -1,0 +1,186 @@
+"""The figures that the project is held to, each computed from a section's results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.figures import best, paired_ratio
+from benchmarks.results import SectionResult, Series
+
+Figure = Callable[[SectionResult], float | None]
+"""None: not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One line of the table."""
+
+    section: str
+    what: str
+    unit: str
+    figure: Figure
+    must: float | None = None
+    """None: reported without a bound."""
+    at_most: bool = False
+    """Whether `must` is an upper bound."""
+
+    def holds(self, value: float) -> bool | None:
+        """Whether a figure is as it must be; None without a bound."""
+        if self.must is None:
+            return None
+        return value <= self.must if self.at_most else value >= self.must
+
+
+def ratio(over: dict[str, str | int], under: dict[str, str | int]) -> Figure:
+    """One series over another; each is named by `system` and its case."""
+
+    def figure(result: SectionResult) -> float | None:
+        above, below = _find(result, over), _find(result, under)
+        return paired_ratio(above.samples, below.samples) if above and below else None
+
+    return figure
+
+
+def middle(of: dict[str, str | int], note: str | None = None, factor: float = 1.0) -> Figure:
+    """The median of a series, or of one of its notes."""
+
+    def figure(result: SectionResult) -> float | None:
+        series = _find(result, of)
+        if series is None:
+            return None
+        value = series.median if note is None else series.note(note)
+        return None if value is None else factor * value
+
+    return figure
+
+
+def auto_over_best(result: SectionResult, **case: str | int | float) -> float | None:
+    """`auto` over the best of plain decoding and all fixed drafts, in one case."""
+    modes = {str(series.case["mode"]): series.samples for series in result.select(**case)}
+    auto = modes.pop("auto", None)
+    if auto is None or not modes:
+        return None
+    return paired_ratio(auto, modes[best(modes)])
+
+
+def worst_auto(result: SectionResult) -> float | None:
+    """The least of `auto_over_best` over all cases."""
+    ratios = [
+        auto_over_best(result, agreement=agreement, sequences=sequences)
+        for agreement in result.values("agreement")
+        for sequences in result.values("sequences")
+    ]
+    return min((each for each in ratios if each is not None), default=None)
+
+
+def auto_over_plain(agreement: float, sequences: int) -> Figure:
+    """What speculation brings by itself."""
+
+    def figure(result: SectionResult) -> float | None:
+        case = {"agreement": agreement, "sequences": sequences}
+        auto = result.find("bitskip", **case, mode="auto")
+        plain = result.find("bitskip", **case, mode="plain")
+        return paired_ratio(auto.samples, plain.samples) if auto and plain else None
+
+    return figure
+
+
+def over_best_llama(result: SectionResult) -> float | None:
+    """Our drafting server over llama.cpp's, at whichever setting of that is best; one stream."""
+    ours = result.find("bitskip", streams=1, mode="auto")
+    theirs = {
+        str(series.case["mode"]): series.samples
+        for series in result.select(streams=1)
+        if series.system == "llama.cpp"
+    }
+    if ours is None or not theirs:
+        return None
+    return paired_ratio(ours.samples, theirs[best(theirs)])
+
+
+def _find(result: SectionResult, named: dict[str, str | int]) -> Series | None:
+    case = dict(named)
+    return result.find(str(case.pop("system")), **case)
+
+
+def _decode(other: str, sequences: int) -> Figure:
+    return ratio(
+        {"system": "bitskip", "sequences": sequences}, {"system": other, "sequences": sequences}
+    )
+
+
+TARGETS = (
+    Target("decode", "plain decode, 1 sequence", "× llama.cpp", _decode("llama.cpp", 1)),
+    Target("decode", "plain decode, 2 sequences", "× llama.cpp", _decode("llama.cpp", 2)),
+    Target("decode", "plain decode, 4 sequences", "× llama.cpp", _decode("llama.cpp", 4)),
+    Target("decode", "plain decode, 8 sequences", "× llama.cpp", _decode("llama.cpp", 8)),
+    Target("decode", "plain decode, 1 sequence", "× transformers", _decode("transformers", 1)),
+    Target(
+        "decode", "a token's time, 1 sequence", "× reading its bytes",
+        ratio({"system": "read only", "sequences": 1}, {"system": "bitskip", "sequences": 1}),
+        at_most=True,
+    ),
+    Target(
+        "prefill", "prefill of 256 tokens", "× llama.cpp",
+        ratio({"system": "bitskip"}, {"system": "llama.cpp"}),
+    ),
+    *(
+        Target(
+            "speculation", f"speculation, agreement {agreement}, 1 sequence", "× plain",
+            auto_over_plain(agreement, 1),
+        )
+        for agreement in (0.5, 0.7, 0.85, 0.95)
+    ),
+    Target(
+        "speculation", "speculation, agreement 0.85, 8 sequences", "× plain",
+        auto_over_plain(0.85, 8),
+    ),
+    Target("speculation", "auto, in its worst case", "× best setting", worst_auto),
+    Target(
+        "servers", "server, drafting, 1 stream", "× llama.cpp's best", over_best_llama
+    ),
+    Target(
+        "loading", "from start to first token", "s",
+        middle({"system": "bitskip", "figure": "first token"}), at_most=True,
+    ),
+    Target(
+        "loading", "resident memory while serving", "MiB",
+        middle({"system": "bitskip", "figure": "memory"}), at_most=True,
+    ),
+    Target(
+        "loading", "of which not backed by files", "MiB",
+        middle({"system": "bitskip", "figure": "memory"}, "RssAnon"), at_most=True,
+    ),
+    Target(
+        "packing", "peak memory of bitskip pack", "MiB",
+        middle({"system": "bitskip", "figure": "pack peak"}), at_most=True,
+    ),
+    Target(
+        "overhead", "outside the backend, plain, 1 sequence", "ms/round",
+        middle({"system": "bitskip", "sequences": 1, "mode": "plain"}), at_most=True,
+    ),
+    Target(
+        "overhead", "outside the backend, 3 drafts, 1 sequence", "ms/round",
+        middle({"system": "bitskip", "sequences": 1, "mode": "3"}), at_most=True,
+    ),
+    Target(
+        "overhead", "outside the backend, auto, 8 sequences", "ms/round",
+        middle({"system": "bitskip", "sequences": 8, "mode": "auto"}), at_most=True,
+    ),
+    Target(
+        "demo", "demo model, plain, 1 stream", "× reference backend",
+        ratio(
+            {"system": "bitskip, cpu", "streams": 1, "mode": "plain"},
+            {"system": "bitskip, reference", "streams": 1, "mode": "plain"},
+        ),
+    ),
+    Target(
+        "demo", "demo model, speculation, 1 stream", "× plain",
+        ratio(
+            {"system": "bitskip, cpu", "streams": 1, "mode": "auto"},
+            {"system": "bitskip, cpu", "streams": 1, "mode": "plain"},
+        ),
+    ),
+)  # fmt: skip
+"""In the order of the table."""

@@ -1,0 +1,30 @@
+"""Medians, spreads and ratios."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.figures import best, paired_ratio, spread
+
+
+def test_a_ratio_pairs_neighbouring_samples() -> None:
+    """The machine was three times slower during the second pair: the ratio does not care."""
+    assert paired_ratio([10.0, 30.0, 10.2], [5.0, 15.0, 5.0]) == 2.0
+
+
+def test_a_ratio_leaves_out_what_has_no_partner() -> None:
+    assert paired_ratio([8.0, 100.0], [2.0]) == 4.0
+
+
+def test_a_ratio_needs_samples() -> None:
+    with pytest.raises(ValueError, match="pair"):
+        paired_ratio([], [1.0])
+
+
+def test_spread_is_relative_to_the_median() -> None:
+    assert spread([8.0, 10.0, 13.0]) == 0.5
+    assert spread([4.0]) == 0.0
+
+
+def test_the_best_has_the_greatest_median() -> None:
+    assert best({"one outlier": [1.0, 1.0, 99.0], "steady": [2.0, 2.0, 2.0]}) == "steady"
