@@ -2,9 +2,10 @@
 
 The model becomes one of architecture "llama". Its linears are TQ2_0: the trits are exact, and
 the scale, a float32 here, is rounded to fp16, by at most 2⁻¹¹ of itself (from 2⁻¹⁴ on). Exact
-factors beside the linears (tensors named `.scale`) would load in the newest llama.cpp alone and
-cost it a pass over every output; its own rounding of activations to 8 bits weighs more. The
-embedding and the head are Q8_0, norms float32.
+factors beside the linears (tensors named `.scale`) would load in recent llama.cpp alone and add
+an operation per linear. Tried on the demo model (6,200 positions), they left its agreement with
+our own engine at 98.9 % and the mean difference of logprobs at 0.015: what differs comes from
+llama.cpp's other roundings. The embedding and the head are Q8_0, norms float32.
 
 A TQ2_0 block holds the codes of 256 inputs as two of our blocks of 128 (`ternary`), bit for
 bit, and then the scale. So packed codes are only put in order of rows, never unpacked.

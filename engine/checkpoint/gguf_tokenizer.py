@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,26 +39,31 @@ _logger = logging.getLogger(__name__)
 def add_tokenizer(writer: gguf.GGUFWriter, path: Path, config: ModelConfig) -> None:
     """Describe the tokenizer in the directory `path` for a model of `config`'s vocabulary.
 
-    Where there is none, llama.cpp is told so: it then takes and gives token ids, never text,
-    and knows no end of text. Raises `TokenizerError` for files that are broken, or that
-    llama.cpp cannot be told about, and `CheckpointError` as `with_generation_eos` does.
+    Where there is none, a token's text is its id: `<448>`, which llama.cpp reads back as 448.
+    Raises `TokenizerError` for files that are broken, or that llama.cpp cannot be told about,
+    and where no file names an end of text; `CheckpointError` as `with_generation_eos` does.
     """
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     if not any((path / name).exists() for name in _FILES):
-        _logger.warning(
-            "%s: has no tokenizer: llama.cpp will take and give token ids only, and will not "
-            "stop at an end of text",
-            path,
-        )
-        writer.add_tokenizer_model("none")
+        _logger.warning("%s: has no tokenizer: to llama.cpp, texts will be ids, as in <448>", path)
+        _add_ids_as_texts(writer, config.vocab_size)
+        _add_ends(writer, path, _end_tokens(path, config, ()), None)
         return
     files = read_directory(path)
     tokenizer = Tokenizer(files.backend, files.eos_token_ids, files.bos_token_id)
     tokenizer.check_vocab(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
     _add_tokens(writer, tokenizer, files.backend, config.vocab_size)
     writer.add_token_merges(_merges(path, files.backend))
-    _add_ends(writer, path, tokenizer, files.backend, config)
+    eos_ids = _end_tokens(path, config, tokenizer.eos_token_ids)
+    _add_ends(writer, path, eos_ids, tokenizer.bos_token_id, files.backend)
+
+
+def _add_ids_as_texts(writer: gguf.GGUFWriter, vocab_size: int) -> None:
+    writer.add_token_list([f"<{index}>" for index in range(vocab_size)])
+    writer.add_token_types([gguf.TokenType.USER_DEFINED] * vocab_size)
+    # llama.cpp insists on merges; this one makes no token.
+    writer.add_token_merges(["< >"])
 
 
 def _add_tokens(
@@ -84,8 +90,8 @@ def _merges(path: Path, backend: tokenizers.Tokenizer) -> list[str]:
     raw = json.loads(backend.to_str())
     if others := [part for part, is_gpt2 in _is_gpt2(raw).items() if not is_gpt2]:
         raise TokenizerError(
-            f"{path}: the tokenizer's {' and '.join(others)} is not GPT-2's: llama.cpp would cut "
-            "texts into other tokens"
+            f"{path}: the tokenizer differs from GPT-2's in {', '.join(others)}: llama.cpp would "
+            "cut texts into other tokens"
         )
     merges = [" ".join(pair) for pair in raw["model"]["merges"]]
     if not merges:
@@ -105,29 +111,37 @@ def _is_gpt2(raw: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def _add_ends(
-    writer: gguf.GGUFWriter,
-    path: Path,
-    tokenizer: Tokenizer,
-    backend: tokenizers.Tokenizer,
-    config: ModelConfig,
-) -> None:
-    """BOS, the end tokens that the engine would stop at, and which of them frame a text."""
-    eos_ids = with_generation_eos(config, path).eos_token_ids or tokenizer.eos_token_ids[:1]
+def _end_tokens(path: Path, config: ModelConfig, own: Sequence[int]) -> tuple[int, ...]:
+    """The ids that the engine would stop at; `own` are the tokenizer's."""
+    eos_ids = with_generation_eos(config, path).eos_token_ids or tuple(own[:1])
     if not eos_ids:
         raise TokenizerError(
             f"{path}: no file names an end-of-text token, and llama.cpp would take id 11 for it; "
             "name one as eos_token_id in generation_config.json"
         )
+    return eos_ids
+
+
+def _add_ends(
+    writer: gguf.GGUFWriter,
+    path: Path,
+    eos_ids: tuple[int, ...],
+    bos_id: int | None,
+    backend: tokenizers.Tokenizer | None = None,
+) -> None:
+    """BOS and the end tokens, and which of them frame a text (by `backend`; without, none)."""
     # llama.cpp stops at each of three: end of text, of turn and of message.
     setters = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     for add_end_token, index in zip(setters, eos_ids, strict=False):
         add_end_token(index)
     if unknown := eos_ids[len(setters) :]:
         _logger.warning("%s: llama.cpp will not stop at the end tokens %s", path, list(unknown))
-    bos_id = eos_ids[0] if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if bos_id is None:
+        bos_id = eos_ids[0]  # As in GPT-2; llama.cpp would take id 11.
     writer.add_bos_token_id(bos_id)
-    add_bos, add_eos = _framing(path, backend, bos_id, eos_ids[0])
+    add_bos, add_eos = False, False
+    if backend is not None:
+        add_bos, add_eos = _framing(path, backend, bos_id, eos_ids[0])
     writer.add_add_bos_token(add_bos)
     writer.add_add_eos_token(add_eos)
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from engine.checkpoint.loader import Checkpoint, PackedCheckpoint, load_checkpoint
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, is_linear
+from engine.checkpoint.packed_file import overwrite_scales
 from engine.checkpoint.packing import COPIED_FILES, pack_checkpoint
 from engine.checkpoint.tensor_file import CHUNK_BYTES
 from engine.checkpoint.ternary import pack_trits
@@ -311,3 +312,21 @@ def test_a_large_embedding_passes_in_pieces(
     config = tiny_config(num_layers=1, vocab_size=120_000)
     embedding = 120_000 * 48 * 4
     assert peak_bytes(tmp_path, config, dtype=dtype) < 3 * CHUNK_BYTES < embedding
+
+
+def test_scales_are_overwritten_in_place(packed: Path) -> None:
+    file = packed / WEIGHTS
+    before = file.read_bytes()
+    changes = {"layers.0.self_attn.o_proj.weight": 0.75, "layers.2.mlp.down_proj.weight": 0.5}
+    with open_packed(packed) as opened:
+        plain = opened.linear(0, "o_proj")
+        overwrite_scales(file, changes)
+        assert opened.linear(0, "o_proj").scale == np.float32(0.75)
+        assert opened.linear(2, "down_proj").scale == np.float32(0.5)
+        assert np.array_equal(opened.linear(0, "o_proj").trits, plain.trits)
+    after = file.read_bytes()
+    assert len(after) == len(before)
+    assert 0 < sum(old != new for old, new in zip(before, after, strict=True)) <= 8
+    with pytest.raises(KeyError, match=r"layers\.9"):
+        overwrite_scales(file, {**dict.fromkeys(changes, 1.0), "layers.9.o_proj.weight": 1.0})
+    assert file.read_bytes() == after

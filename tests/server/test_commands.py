@@ -1,9 +1,10 @@
-"""`bitskip pack` and `bitskip eval`, run as commands on a tiny model; and what help says."""
+"""`bitskip pack`, `export` and `eval`, run as commands on tiny models; and what help says."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from typer.testing import CliRunner, Result
 
 from engine.checkpoint.loader import load_checkpoint
 from server.cli import app
+from support.checkpoints import write_checkpoint
+from support.gguf_files import GGUFFile, block_config
 from support.served_process import NUM_LAYERS, write_model
+from support.tokenizers import write_tokenizer
 
 ONE_THREAD = ("--threads", "1")
 """For a model this small, threads that wait for each other cost more than they save."""
@@ -77,6 +81,49 @@ def test_pack_refuses_what_it_cannot_pack(model: Path, packed: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def exportable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose widths GGUF allows; leave it as it is."""
+    path = tmp_path_factory.mktemp("export") / "model"
+    return write_tokenizer(write_checkpoint(path, block_config()), 320)
+
+
+def test_export_writes_a_gguf_file(exportable: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    done = run("export", exportable, out, "--format", "gguf")
+    assert done.exit_code == 0, done.stderr
+    (line,) = done.stderr.split("\n")[-2:-1]
+    assert line.startswith(f"exported 2 layers to {out}: ") and done.stdout == ""
+    size, _, scales = line.partition(": ")[2].partition(" MB; fp16 moved scales by at most ")
+    assert float(size) == round(out.stat().st_size / 1e6, 1)
+    assert 0 < float(scales.removesuffix("%")) <= 0.049
+    assert GGUFFile(out).metadata["llama.block_count"] == 2
+    draft = tmp_path / "draft.gguf"
+    assert run("export", exportable, draft, "--layers", "1").exit_code == 0
+    assert GGUFFile(draft).metadata["llama.block_count"] == 1
+
+
+def test_export_refuses_what_it_cannot_do(exportable: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "o_proj.weight: has 48 inputs" in run("export", model, out).stderr
+    assert f"{exportable}: exists already" in refusal("export", exportable, exportable)
+    assert "has 2 layers; 3 cannot" in refusal("export", exportable, out, "--layers", "3")
+    assert "--layers" in refusal("export", exportable, out, "--layers", "0", code=2)
+    assert "--format" in refusal("export", exportable, out, "--format", "onnx", code=2)
+    assert f"{tmp_path / 'missing'}: no such" in refusal("export", tmp_path / "missing", out)
+    assert not out.exists()
+
+
+def test_export_says_what_to_install(
+    exportable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("engine.checkpoint.gguf_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    message = refusal("export", exportable, tmp_path / "out")
+    assert message.endswith("gguf is not installed: pip install 'bitskip-server[export]'")
+
+
 def test_eval_as_json(packed: Path, stories: Path) -> None:
     arguments = ("--data", stories, "--exits", "2,4", "--num-prompts", "1", "--json")
     done = run("eval", packed, *ONE_THREAD, *arguments)
@@ -117,7 +164,7 @@ def test_eval_refuses_what_it_cannot_do(packed: Path, stories: Path, tmp_path: P
     assert "holds no text" in refusal("eval", packed, "--data", missing)
 
 
-@pytest.mark.parametrize("command", ["serve", "pack", "train", "eval"])
+@pytest.mark.parametrize("command", ["serve", "pack", "export", "train", "eval"])
 def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -128,5 +175,5 @@ def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert "..." not in result.output.partition("Commands:")[2]
-    for command in ("serve", "pack", "train", "eval"):
+    for command in ("serve", "pack", "export", "train", "eval"):
         assert f"\n  {command} " in result.output

@@ -27,7 +27,7 @@ COARSE_TOKENS = 50
 
 SCALE_LIMITS = (2.0**-20, 2.0**6)
 _START = 0.05
-_STRIDE = 4.0
+_STRIDE = 2.0
 _NEIGHBOURHOOD = 1.25
 """Ratio of two scales between which the coarse search leaves off."""
 _LOGIT_SLOPE = 1.2

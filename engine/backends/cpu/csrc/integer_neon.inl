@@ -4,12 +4,12 @@
 // Compared with the scalar kernels, bit for bit, by tests/backends/cpu/native/isa_compare.cpp under
 // emulation (qemu-aarch64). Not run on hardware.
 
-// Some outputs of a quad at a time over ROWS activation rows: as many as registers hold sums, since
-// what is loaded of an activation row serves them all. Codes are shifted down two bits by two.
+// Two outputs at a time over ROWS activation rows: what is loaded of a row serves both, and the
+// registers hold the sums. Codes are shifted down two bits by two.
 template <int ROWS>
 void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
                   int end, int32_t* acc, ptrdiff_t acc_stride) {
-    constexpr int BYTES = BLOCK / 4, OUTPUTS = ROWS <= 4 ? QUAD : QUAD / 2, AHEAD = 1024;
+    constexpr int BYTES = BLOCK / 4, OUTPUTS = 2, AHEAD = 1024;
     const uint8x16_t three = vdupq_n_u8(3);
     for (int o = begin * QUAD; o < end * QUAD; o += OUTPUTS) {
         const uint8_t* w = codes + ptrdiff_t(o / QUAD) * blocks * QUAD * BYTES + o % QUAD * BYTES;

@@ -16,7 +16,8 @@ constexpr float QUERY_LIMIT = 1e30f;
 int pieces(int count, int size) { return (count + size - 1) / size; }
 
 int chunk_tiles(const Matrix& matrix) {
-    return int(std::max<ptrdiff_t>(1, GEMM_CHUNK_BYTES / matrix.tile_bytes()));
+    // The kernels take two tiles at a time.
+    return int(std::max<ptrdiff_t>(2, GEMM_CHUNK_BYTES / matrix.tile_bytes()));
 }
 
 // Cuts a matrix's parts into runs of `tiles` and calls f(part, begin, end, repeat) for each, and
@@ -208,9 +209,9 @@ void Model::expect_finite(float value) {
 void Model::normalise(const Segment& segment, int slot, const std::vector<float>& gain) {
     // Its place among the accumulators is free between two matrix products.
     float* normed = reinterpret_cast<float*>(acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_);
-    expect_finite(kernels_.rms_norm(
-        hidden_.as<float>() + ptrdiff_t(segment.active[slot]) * hidden_stride_, gain.data(),
-        shape_.hidden, shape_.eps, normed));
+    expect_finite(kernels_.rms_norm(hidden_.as<float>() +
+                                        ptrdiff_t(segment.active[slot]) * hidden_stride_,
+                                    gain.data(), shape_.hidden, shape_.eps, normed));
     quantise(segment, slot, normed, shape_.hidden);
 }
 
