@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "products.hpp"
 
 namespace bitskip {
 namespace {
@@ -110,6 +111,8 @@ public:
             return;
         }
     }
+
+    const Kernels& other() const { return other_; }
 
     bool report() const {
         int total = 0;
@@ -258,19 +261,25 @@ void attention(Comparison& c) {
 }
 
 void ternary(Comparison& c) {
-    const int blocks = c.between(1, 36), quads = c.between(1, 9), rows = c.between(1, MAX_GEMM_ROWS);
-    const int begin = c.between(0, quads - 1), end = c.between(begin, quads);
+    const int blocks = c.between(1, 36), quads = c.between(1, 20), rows = c.between(1, MAX_GEMM_ROWS);
+    const int tiles = (quads * QUAD + TILE - 1) / TILE;
+    const int begin = c.between(0, tiles - 1), end = c.between(begin, tiles);
     const ptrdiff_t q_stride = blocks * BLOCK + 64 * c.between(0, 2);
-    const ptrdiff_t acc_stride = quads * QUAD + LANES * c.between(0, 2);
+    const ptrdiff_t acc_stride = tiles * TILE + LANES * c.between(0, 2);
     Buffer<uint8_t> codes(size_t(quads) * blocks * BLOCK);
     const int kind = c.between(0, 3);
     for (int i = 0; i < quads * blocks * BLOCK; i++)
         for (int k = 0; k < 4; k++)
             codes[i] |= uint8_t((kind == 0 ? 2 : c.between(0, 2)) << 2 * k);
     const auto q = c.integers<int8_t>(rows * q_stride, 127);
-    c.run<int32_t>("ternary", rows * acc_stride, [&](const Kernels& k, int32_t* acc) {
-        k.ternary(codes.data(), blocks, q.data(), q_stride, rows, begin, end, acc, acc_stride);
-    });
+    for (Way way : ways_of(c.other()))
+        c.run<int32_t>("ternary", rows * acc_stride, [&](const Kernels& k, int32_t* acc) {
+            const Way one = k.lookups ? way : Way::rows;
+            for (int m = 0; m < rows; m += most_rows(one))
+                product(k, one, codes.data(), blocks, quads, q.data() + m * q_stride, q_stride,
+                        std::min(rows - m, most_rows(one)), begin, end, acc + m * acc_stride,
+                        acc_stride);
+        });
 }
 
 void head(Comparison& c) {

@@ -1,0 +1,30 @@
+// csrc/pages.cpp on the heap, to the byte: there a sanitizer sees what lies behind a buffer.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "pages.hpp"
+
+namespace bitskip {
+
+Pages::Pages(size_t bytes, Size) : bytes_(bytes) {
+    if (bytes == 0) return;
+    data_ = ::operator new(bytes, std::align_val_t(64));
+    std::memset(data_, 0, bytes);
+}
+
+Pages::~Pages() {
+    if (data_) ::operator delete(data_, std::align_val_t(64));
+}
+
+Pages::Pages(Pages&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Pages& Pages::operator=(Pages&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+}
+
+}  // namespace bitskip
