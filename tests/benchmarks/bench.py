@@ -21,6 +21,8 @@ from benchmarks.worker import ROOT, Worker, python_environment
 
 logger = logging.getLogger("bench")
 
+SETTLE_S = 0.05
+"""Pause before each sample: OpenMP's threads spin for some milliseconds after their last work."""
 IDLE_LIMIT = 0.05
 """Cores that all idle competitors together may use while another one is measured."""
 
@@ -146,6 +148,7 @@ class Recorder:
     def _watch(self, contender: Contender, repeat: int) -> tuple[Sample, dict[str, float]]:
         measured = contender.process.pid
         idle = [each.pid for each in self._bench.alive if each.pid != measured]
+        time.sleep(SETTLE_S)
         before = _Usage.now(measured, idle)
         sample = contender.measure(repeat)
         used = _Usage.now(measured, idle).since(before)

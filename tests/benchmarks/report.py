@@ -115,7 +115,7 @@ def _speculation(result: SectionResult) -> str:
     parts = []
     for agreement in result.values("agreement"):
         rows = []
-        modes: dict[str, None] = {}
+        modes = dict.fromkeys(str(each.case["mode"]) for each in result.select(agreement=agreement))
         for sequences in result.values("sequences"):
             found = {
                 str(each.case["mode"]): each
@@ -123,20 +123,17 @@ def _speculation(result: SectionResult) -> str:
             }
             if not found:
                 continue
-            modes |= dict.fromkeys(found)
             auto_ratio = auto_over_best(result, agreement=agreement, sequences=sequences)
-            acceptances = [
-                acceptance for each in found.values() if (acceptance := each.note("acceptance"))
-            ]
+            single = found["1"].note("acceptance") if "1" in found else None
             rows.append(
                 (
                     sequences,
-                    *(_number(each.median) for each in found.values()),
+                    *(_number(found[mode].median) if mode in found else "" for mode in modes),
                     "" if auto_ratio is None else _number(auto_ratio),
-                    f"{max(acceptances):.0%}" if acceptances else "",
+                    "" if single is None else f"{single:.0%}",
                 )
             )
-        head = ("sequences", *modes, "auto / best", "acceptance, at most")
+        head = ("sequences", *modes, "auto / best", "single drafts accepted")
         parts.append(f"Agreement {agreement:.0%} (synthetic), tok/s:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 

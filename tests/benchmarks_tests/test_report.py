@@ -108,8 +108,12 @@ def test_noise_is_told() -> None:
 
 
 def test_a_report_shows_every_section_and_agreement() -> None:
-    text = report({"decode": decode(), "speculation": speculation()})
-    assert "| 1 | 10 | 15 | 18 | 1.2 |  |" in text
-    assert "| 8 | 80 | 60 | 72 | 0.9 |  |" in text
+    drafting = speculation()
+    single = series("bitskip", [12.0], agreement=0.85, sequences=1, mode="1")
+    single.notes["acceptance"] = [0.5, 0.85, 0.9]
+    drafting.series.insert(0, single)
+    text = report({"decode": decode(), "speculation": drafting})
+    assert "| 1 | 12 | 10 | 15 | 18 | 1.2 | 85% |" in text
+    assert "| 8 |  | 80 | 60 | 72 | 0.9 |  |" in text
     assert "Agreement 85% (synthetic)" in text
     assert "commits: None, abc" in text

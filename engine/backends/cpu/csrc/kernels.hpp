@@ -67,7 +67,7 @@ struct Lookups {
     void (*copy_tile)(const uint8_t* codes, int blocks, int quads, uint8_t* tile);
     // One activation row's tables, 64 bytes for every 4 inputs.
     void (*digit_tables)(const int8_t* q, int blocks, int8_t* tables);
-    // That row's product.
+    // That row's product: `acc` is that of output 0, whatever `begin` is.
     void (*by_digits)(const uint8_t* tiles, int blocks, const int8_t* tables, int begin, int end,
                       int32_t* acc);
     // Up to `width` (8 or 16) rows, interleaved as x[i][width], and at most LOOKUP_TILES tiles.

@@ -155,7 +155,7 @@ void Model::gemm_by_digits(Team::Member& member, const Segment& segment, const M
                                         digit_tables_.as<int8_t>() + ptrdiff_t(m) * q_stride_ * 16,
                                         begin, end,
                                         acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ +
-                                            part.offset + begin * TILE);
+                                            part.offset);
     });
 }
 
