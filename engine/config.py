@@ -81,9 +81,6 @@ class ModelConfig:
                 f"activation_bits {self.activation_bits} is not supported: only the 8-bit v1 "
                 "variant can be run"
             )
-        draft = self.draft_exit_layer
-        if draft is not None and not (_is_integer(draft) and 1 <= draft <= self.num_layers):
-            raise ConfigError(f"draft_exit_layer must lie in 1..{self.num_layers}, not {draft!r}")
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
             if not _is_positive_number(value):
@@ -165,10 +162,17 @@ class ModelConfig:
         weights = raw.get("weights", "latent")
         if weights not in ("latent", "ternary"):
             raise ConfigError(f"weights must be 'latent' or 'ternary', not {weights!r}")
+        draft_exit, num_layers = raw.get("draft_exit_layer"), size("num_hidden_layers")
+        if draft_exit is not None and not (
+            _is_integer(draft_exit) and 1 <= draft_exit <= num_layers
+        ):
+            raise ConfigError(
+                f"draft_exit_layer must be an integer in 1..{num_layers}, not {draft_exit!r}"
+            )
         return cls(
             vocab_size=size("vocab_size"),
             hidden_size=hidden,
-            num_layers=size("num_hidden_layers"),
+            num_layers=num_layers,
             num_heads=heads,
             num_kv_heads=size("num_key_value_heads", heads),
             head_dim=size("head_dim", hidden // heads),
@@ -182,7 +186,7 @@ class ModelConfig:
             weights=weights,
             eos_token_ids=eos_ids,
             bos_token_id=raw.get("bos_token_id"),
-            draft_exit_layer=raw.get("draft_exit_layer"),
+            draft_exit_layer=draft_exit,
         )
 
     @classmethod
