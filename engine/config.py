@@ -51,6 +51,8 @@ class ModelConfig:
     """`latent`: float weights to be ternarised; `ternary`: tensors hold only −s, 0 and +s."""
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    draft_exit_layer: int | None = None
+    """The draft depth that was found to be best for this checkpoint, if anybody has looked."""
     variant: str = "v1"
 
     def __post_init__(self) -> None:
@@ -79,6 +81,9 @@ class ModelConfig:
                 f"activation_bits {self.activation_bits} is not supported: only the 8-bit v1 "
                 "variant can be run"
             )
+        draft = self.draft_exit_layer
+        if draft is not None and not (_is_integer(draft) and 1 <= draft <= self.num_layers):
+            raise ConfigError(f"draft_exit_layer must lie in 1..{self.num_layers}, not {draft!r}")
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
             if not _is_positive_number(value):
@@ -177,6 +182,7 @@ class ModelConfig:
             weights=weights,
             eos_token_ids=eos_ids,
             bos_token_id=raw.get("bos_token_id"),
+            draft_exit_layer=raw.get("draft_exit_layer"),
         )
 
     @classmethod
@@ -220,6 +226,7 @@ class ModelConfig:
             "weights": self.weights,
             "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
             "bos_token_id": self.bos_token_id,
+            **({"draft_exit_layer": self.draft_exit_layer} if self.draft_exit_layer else {}),
         }
 
 
@@ -247,9 +254,9 @@ class EngineConfig:
     speculative: bool = True
     """Whether requests that do not say are drafted for."""
     draft_exit_layer: int | None = None
-    """Draft depth for requests that do not say; None: a quarter of the layers."""
-    num_speculations: int = 3
-    """Drafts per round for requests that leave it to the engine."""
+    """Draft depth for requests that do not say; None: the checkpoint's, or else a quarter."""
+    num_speculations: int | None = None
+    """Drafts per round for requests that do not say; None: what pays, decided round by round."""
     draft_vocab_size: int = 8192
     """Ids that the draft head scores, besides EOS and specials."""
     ngram_min: int = 2
@@ -261,7 +268,7 @@ class EngineConfig:
         for name in ("block_size", "max_num_seqs", "max_batched_tokens", "draft_vocab_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.num_speculations <= MAX_SPECULATIONS:
+        if not 0 <= (self.num_speculations or 0) <= MAX_SPECULATIONS:
             raise ConfigError(f"num_speculations must lie in 0..{MAX_SPECULATIONS}")
         if not 1 <= self.ngram_min <= self.ngram_max:
             raise ConfigError("ngram_min must be at least 1 and at most ngram_max")
@@ -279,6 +286,8 @@ class EngineConfig:
                 f"kv_cache_tokens {tokens} cannot hold one request of max_model_len {max_model_len}"
             )
         draft = self.draft_exit_layer
+        if draft is None:
+            draft = model.draft_exit_layer
         if draft is None:
             draft = max(1, model.num_layers // 4)
         if not 1 <= draft <= model.num_layers:

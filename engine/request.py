@@ -17,6 +17,7 @@ from engine.cache.manager import CommitState
 from engine.config import MAX_SPECULATIONS
 from engine.detokenizer import Detokenizer
 from engine.sampling.sampler import SamplingState
+from engine.speculative.acceptance import DraftRecord
 from engine.speculative.drafting import DraftPolicy
 from engine.speculative.ngram import NgramIndex
 from engine.types import (
@@ -119,6 +120,8 @@ class Request:
         self.num_shallow = 0
         self.drafts: list[int] = []
         self.draft_exit_layer = 0
+        self.draft_records: dict[int, DraftRecord] = {}
+        """How this choice's drafts have fared, by draft exit."""
 
         self.status = RequestStatus.WAITING
         self.blocks: list[int] = []
@@ -260,3 +263,4 @@ class Request:
         """Rewind both counters to the delivered tokens: that is the whole roll-back."""
         self.num_full = self.num_shallow = min(self.num_full, self.num_known - 1)
         self.drafts = []
+        self.draft_exit_layer = 0

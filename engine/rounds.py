@@ -18,9 +18,13 @@ from engine.backends.protocol import Backend, Draw, Residuals, Row, Sweep
 from engine.metrics import PassStats, Phase
 from engine.request import Request
 from engine.sampling.acceptance import sources
+from engine.sampling.drawing import top_probability
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.sampler import sample
 from engine.scheduler.plan import Work
+from engine.speculative.controller import NOTHING, DraftController, DraftRound
+from engine.speculative.costs import CostFormula, CostModel, PassShape
+from engine.speculative.planning import NGRAM, NO_LOAD, Candidate, Load
 from engine.types import SEED_LIMIT, TokenLogprobs, TokenSource
 
 Said = int | NDArray[np.float32]
@@ -43,52 +47,110 @@ class Verdict:
     """Depth of the drafts; 0 for n-grams."""
 
 
+@dataclass(slots=True)
+class _Passes:
+    """What ran in a round: for the metrics, and for the controller to learn from."""
+
+    stats: list[PassStats] = field(default_factory=list)
+    times: list[tuple[PassShape, float]] = field(default_factory=list)
+
+    def add(self, phase: Phase, rows: Sequence[Row], head_rows: int, duration_s: float) -> None:
+        """Note a pass; `head_rows` of its rows went through the head."""
+        deepest = max(row.last for row in rows)
+        row_layers = sum(row.last - row.first for row in rows)
+        self.stats.append(PassStats(phase, deepest, len(rows), duration_s))
+        self.times.append((PassShape(phase == "draft", deepest, row_layers, head_rows), duration_s))
+
+
 class RoundRunner:
-    """Runs the rounds that a scheduler plans."""
+    """Runs the rounds that a scheduler plans; decides who drafts how much of what it reserved."""
 
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
         self._backend = backend
         self._clock = clock
+        formula = CostFormula.of(backend.config, backend.head_dtype, len(backend.draft_ids))
+        self._controller = DraftController(CostModel(formula))
 
     def run(self, plan: Sequence[Work]) -> tuple[list[Verdict], list[PassStats]]:
         """Draft, sweep and judge; raises whatever the backend raises."""
+        started = self._clock()
         tables = {index: work.request.blocks for index, work in enumerate(plan)}
-        passes = self._draft(plan, tables)
-        verdicts, last_pass = self._verify(plan, tables)
-        return verdicts, [*passes, last_pass]
+        passes = _Passes()
+        decoding = [index for index, work in enumerate(plan) if not work.is_prefill]
+        proposals = self._proposals(plan, decoding)
+        drafting = self._controller.begin_round(
+            [_candidate(plan[index], proposals.get(index, ())) for index in decoding],
+            _prefill_load(plan),
+        )
+        self._draft(plan, tables, decoding, proposals, drafting, passes)
+        verdicts = self._verify(plan, tables, passes)
+        for place, index in enumerate(decoding):
+            verdict = verdicts[index]
+            if verdict.num_drafts:
+                drafting.judge(place, verdict.num_drafts, len(verdict.tokens) - 1)
+        in_passes = sum(duration for _, duration in passes.times)
+        self._controller.learn(passes.times, self._clock() - started - in_passes)
+        return verdicts, passes.stats
 
     # --- drafting ----------------------------------------------------------------------------
 
-    def _draft(self, plan: Sequence[Work], tables: dict[int, list[int]]) -> list[PassStats]:
-        passes: list[PassStats] = []
-        active: list[int] = []
-        for index, work in enumerate(plan):
+    @staticmethod
+    def _proposals(plan: Sequence[Work], decoding: Sequence[int]) -> dict[int, list[int]]:
+        """What n-grams offer, where a choice may have it, and there is any."""
+        proposals: dict[int, list[int]] = {}
+        for index in decoding:
+            work = plan[index]
             if work.num_drafts and work.request.ngrams is not None:
-                for token in work.request.ngrams.propose(work.num_drafts):
-                    work.request.add_draft(token)
-                    if work.request.ends_with(token):
-                        break
-            elif work.num_drafts:
-                active.append(index)
+                tokens = list(work.request.ngrams.propose(work.num_drafts))
+                if tokens:
+                    proposals[index] = tokens
+        return proposals
+
+    def _draft(
+        self,
+        plan: Sequence[Work],
+        tables: dict[int, list[int]],
+        decoding: Sequence[int],
+        proposals: dict[int, list[int]],
+        drafting: DraftRound,
+        passes: _Passes,
+    ) -> None:
+        """Draft as chosen; sequences go by their place among those that decode."""
+        active: list[int] = []
+        for place, choice in enumerate(drafting.choices):
+            request = plan[decoding[place]].request
+            if choice == NOTHING or not choice.num_drafts:
+                continue
+            if choice.draft_exit != NGRAM:
+                active.append(place)
+                continue
+            for token in proposals[decoding[place]][: choice.num_drafts]:
+                request.add_draft(token)
+                if request.ends_with(token):
+                    break
         while active:
             started = self._clock()
-            rows = [self._draft_row(index, plan[index].request) for index in active]
-            residuals = self._backend.sweep(Sweep(rows, tables))
-            tokens = self._draft_tokens([plan[index].request for index in active], rows, residuals)
-            still_active = [
-                index
-                for index, token in zip(active, tokens, strict=True)
-                if self._extend_draft(plan[index], token)
+            requests = [plan[decoding[place]].request for place in active]
+            rows = [
+                self._draft_row(decoding[place], request, drafting.choices[place].draft_exit)
+                for place, request in zip(active, requests, strict=True)
             ]
-            deepest = max(row.last for row in rows)
-            passes.append(PassStats("draft", deepest, len(rows), self._clock() - started))
-            active = still_active
-        return passes
+            residuals = self._backend.sweep(Sweep(rows, tables))
+            drafts = self._draft_tokens(requests, rows, residuals)
+            passes.add("draft", rows, len(rows), self._clock() - started)
+            going: list[int] = []
+            for place, request, (token, confidence) in zip(active, requests, drafts, strict=True):
+                if token is None:
+                    continue
+                request.add_draft(token)
+                drafting.note(place, confidence)
+                full = len(request.drafts) >= drafting.choices[place].num_drafts
+                if not full and not request.ends_with(token):
+                    going.append(place)
+            active = drafting.proceed(going) if going else going
 
-    def _draft_row(self, index: int, request: Request) -> Row:
+    def _draft_row(self, index: int, request: Request, depth: int) -> Row:
         """The next position through the first layers, its residual saved for verification."""
-        depth = request.policy.exit_layer
-        assert depth is not None
         position = request.num_shallow
         row = Row(
             sequence=index,
@@ -103,12 +165,13 @@ class RoundRunner:
 
     def _draft_tokens(
         self, requests: Sequence[Request], rows: Sequence[Row], residuals: Residuals
-    ) -> list[int | None]:
+    ) -> list[tuple[int | None, float]]:
         """The next draft of each request, whose last draft ran in the row of the same index.
 
-        None where no id of the draft vocabulary can follow.
+        With it comes the probability of the likeliest id. None where no id of the draft
+        vocabulary can follow.
         """
-        tokens: list[int | None] = [None] * len(rows)
+        drafts: list[tuple[int | None, float]] = [(None, 0.0)] * len(rows)
         drawn: list[int] = []
         scored: list[int] = []
         for index, request in enumerate(requests):
@@ -119,27 +182,20 @@ class RoundRunner:
             depths = [rows[index].last for index in drawn]
             picks = self._backend.draw_drafts(residuals, drawn, depths, draws)
             for index, token, probability in zip(drawn, *picks, strict=True):
-                tokens[index] = token if probability else None
+                drafts[index] = token if probability else None, probability
         if scored:
             depths = [rows[index].last for index in scored]
             logits = self._backend.draft_head(residuals, scored, depths)
             for index, row_logits in zip(scored, logits, strict=True):
-                tokens[index] = draft_of(row_logits, requests[index], self._backend.draft_ids)
-        return tokens
-
-    def _extend_draft(self, work: Work, token: int | None) -> bool:
-        """Note a pass's token; whether the sequence drafts on."""
-        request = work.request
-        if token is None:
-            return False
-        request.add_draft(token)
-        return len(request.drafts) < work.num_drafts and not request.ends_with(token)
+                token = draft_of(row_logits, requests[index], self._backend.draft_ids)
+                drafts[index] = token, top_probability(row_logits)
+        return drafts
 
     # --- the sweep for everybody -------------------------------------------------------------
 
     def _verify(
-        self, plan: Sequence[Work], tables: dict[int, list[int]]
-    ) -> tuple[list[Verdict], PassStats]:
+        self, plan: Sequence[Work], tables: dict[int, list[int]], passes: _Passes
+    ) -> list[Verdict]:
         started = self._clock()
         rows: list[Row] = []
         first_rows: list[int] = []
@@ -155,9 +211,9 @@ class RoundRunner:
         verdicts = self._judge(plan, rows, first_rows, residuals)
         for work in plan:
             work.request.mark_full(work.num_rows + len(work.request.drafts))
-        deepest = max(row.last for row in rows)
-        stats = PassStats(_phase(plan), deepest, len(rows), self._clock() - started)
-        return verdicts, stats
+        head_rows = sum(1 + len(work.request.drafts) for work in plan if work.reaches_end)
+        passes.add(_phase(plan), rows, head_rows, self._clock() - started)
+        return verdicts
 
     def _full_row(self, index: int, request: Request, position: int) -> Row:
         if position < request.num_shallow:
@@ -245,6 +301,33 @@ class RoundRunner:
                         row_logits, request.tokens[position + 1], request.params.prompt_logprobs
                     )
                 )
+
+
+def _candidate(work: Work, proposal: Sequence[int]) -> Candidate:
+    """A choice that decodes, as the controller sees it; `proposal` is what n-grams offer."""
+    policy = work.request.policy
+    exits = [] if policy.exit_layer is None else [policy.exit_layer]
+    if proposal:
+        exits.append(NGRAM)
+    return Candidate(
+        depth=work.request.exit_layer,
+        limit=work.num_drafts,
+        exact=policy.is_exact,
+        exits=exits,
+        records=work.request.draft_records,
+    )
+
+
+def _prefill_load(plan: Sequence[Work]) -> Load:
+    """The rows of prompts, which share the final sweep."""
+    reading = [work for work in plan if work.is_prefill]
+    if not reading:
+        return NO_LOAD
+    return Load(
+        max(work.request.exit_layer for work in reading),
+        sum(work.num_rows * work.request.exit_layer for work in reading),
+        sum(work.reaches_end for work in reading),
+    )
 
 
 def draw_after(request: Request, num_drafts: int) -> Draw:

@@ -77,10 +77,12 @@ class ServerSettings(BaseSettings):
         description="Draft and verify for requests that do not say; never changes tokens.",
     )
     draft_exit_layer: int | None = Field(
-        default=None, description="Layers that draft. Default: a quarter of the model's."
+        default=None,
+        description="Layers that draft. Default: as the checkpoint says, or a quarter of them.",
     )
-    num_speculations: int = Field(
-        default=3, description="Drafts per step for requests that do not say, 0 to 16."
+    num_speculations: int | None = Field(
+        default=None,
+        description="Drafts per step for requests that do not say, 0 to 16. Default: what pays.",
     )
     draft_vocab_size: int = Field(
         default=8192, description="Most frequent tokens that drafts choose from."

@@ -66,9 +66,7 @@ def test_stopping_and_resuming_changes_nothing(
     assert_same_bits(run(backend, deep), expected)
 
 
-def test_a_state_may_be_read_and_replaced_in_one_sweep(
-    backend: Backend, plain: Backend
-) -> None:
+def test_a_state_may_be_read_and_replaced_in_one_sweep(backend: Backend, plain: Backend) -> None:
     run(backend, [Row(0, 0, 0, 2, TOKENS[0], target_state=0)])
     swap = [
         Row(0, 0, 2, DEPTH, None, source_state=0),
@@ -100,9 +98,7 @@ def test_depths_mix_in_one_sweep(backend: Backend, plain: Backend) -> None:
     assert_same_bits(residuals[9:], full_residuals(plain, other[7:9], 1)[1:])
 
 
-def draft_and_verify(
-    backend: Backend, tokens: list[int], drafted: list[int]
-) -> np.ndarray:
+def draft_and_verify(backend: Backend, tokens: list[int], drafted: list[int]) -> np.ndarray:
     """Draft `drafted` after `tokens` with 2 layers, verify, return the verify rows' residuals."""
     start, sweep = len(tokens) - 1, [tokens[-1], *drafted]
     for offset, token in enumerate(sweep[:-1]):
@@ -113,9 +109,7 @@ def draft_and_verify(
     return run(backend, rows)
 
 
-def test_rejected_drafts_leave_no_trace(
-    backend: Backend, plain: Backend
-) -> None:
+def test_rejected_drafts_leave_no_trace(backend: Backend, plain: Backend) -> None:
     """Rounds of drafts, of which a random number is accepted; stale positions are overwritten."""
     expected = full_residuals(plain, TOKENS, DEPTH)
     rng = np.random.default_rng(8)
@@ -132,9 +126,7 @@ def test_rejected_drafts_leave_no_trace(
         known += num_right + 1
 
 
-def test_stale_positions_would_be_noticed(
-    backend: Backend, plain: Backend
-) -> None:
+def test_stale_positions_would_be_noticed(backend: Backend, plain: Backend) -> None:
     """A mutant of the above: a rejected position that is not run again spoils what follows."""
     expected = full_residuals(plain, TOKENS[:8], DEPTH)
     run(backend, token_rows(TOKENS, 0, 5, DEPTH))

@@ -59,7 +59,9 @@ class Reading:
     draws: list[tuple[int, int, float]] = field(default_factory=list)
     """Drawn token, drafted token, confidence."""
 
-    def add(self, backend: Backend, residuals: Residuals, where: list[int], rows: list[Row]) -> None:
+    def add(
+        self, backend: Backend, residuals: Residuals, where: list[int], rows: list[Row]
+    ) -> None:
         """Note `rows`, whose residuals lie at `where`, and what the heads make of them."""
         depths = [row.last for row in rows]
         draws = [Draw((0.0, 0.7, 1.5)[row.position % 3], 77, row.position + 1) for row in rows]
@@ -141,7 +143,9 @@ def together(
         rows.sort(key=lambda row: order[row.sequence])
         residuals = backend.sweep(Sweep(rows, tables))
         for index, reading in enumerate(readings):
-            mine = [i for i, r in enumerate(rows) if r.sequence == index and r.last == depths[index]]
+            mine = [
+                i for i, r in enumerate(rows) if r.sequence == index and r.last == depths[index]
+            ]
             if mine:
                 reading.add(backend, residuals, mine, [rows[i] for i in mine])
     return readings

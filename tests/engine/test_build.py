@@ -38,8 +38,8 @@ def write_generation_config(path: Path, content: Any) -> None:
 
 
 def test_a_directory_becomes_an_engine_that_answers(model: Path) -> None:
-    params = SamplingParams(max_tokens=8, seed=1, ignore_eos=True)
-    plain = SpeculativeParams(enabled=False)
+    drafts, plain = SpeculativeParams(num_speculations=3), SpeculativeParams(enabled=False)
+    params = SamplingParams(max_tokens=8, seed=1, ignore_eos=True, speculative=drafts)
     with LLM(model) as llm:
         assert llm.model_config.num_layers == 2
         drafted, undrafted = llm.generate(

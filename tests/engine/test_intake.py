@@ -114,12 +114,20 @@ def test_the_whole_context_can_be_used(
 def test_defaults_come_from_the_model(parts: EngineParts) -> None:
     (request,) = parts.intake.make_requests("r", [1], SamplingParams())
     assert (request.exit_layer, request.eos_token_ids) == (6, frozenset({60}))
-    assert request.leader is None and request.ngrams is None
+    assert request.leader is None
     (request,) = parts.intake.make_requests("r", [1], SamplingParams(ignore_eos=True))
     assert request.eos_token_ids == frozenset()
 
 
-def test_only_ngram_drafting_indexes_the_text(parts: EngineParts) -> None:
+def test_the_text_is_indexed_where_ngrams_may_draft(parts: EngineParts) -> None:
+    (request,) = parts.intake.make_requests("r", [1], SamplingParams())
+    assert request.ngrams is not None
+    early_exit = SpeculativeParams(method="early_exit")
+    (request,) = parts.intake.make_requests("r", [1], SamplingParams(speculative=early_exit))
+    assert request.ngrams is None
+    exact = SpeculativeParams(num_speculations=3)
+    (request,) = parts.intake.make_requests("r", [1], SamplingParams(speculative=exact))
+    assert request.ngrams is None
     (request,) = parts.intake.make_requests("r", [1, 2, 1, 2], speculative(answering=2))
     assert request.ngrams is not None and len(request.ngrams) == 4
 

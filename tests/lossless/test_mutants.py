@@ -288,8 +288,8 @@ def exit_state_of_another_position(patch: pytest.MonkeyPatch) -> None:
 def exit_state_of_an_earlier_round(patch: pytest.MonkeyPatch) -> None:
     draft_row = RoundRunner._draft_row
 
-    def saved_once(self: RoundRunner, index: int, request: Request) -> Row:
-        row = draft_row(self, index, request)
+    def saved_once(self: RoundRunner, index: int, request: Request, depth: int) -> Row:
+        row = draft_row(self, index, request, depth)
         return row if request.num_generated < 8 else row._replace(target_state=None)
 
     patch.setattr(RoundRunner, "_draft_row", saved_once)

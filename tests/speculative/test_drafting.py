@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import EngineConfig
+from engine.config import MAX_SPECULATIONS, EngineConfig
 from engine.errors import InvalidRequestError
 from engine.speculative.drafting import NO_DRAFTS, DraftPolicy, resolve_policy
 from engine.types import DraftMethod, SpeculativeParams
@@ -54,7 +54,8 @@ def test_a_request_that_does_not_say_gets_the_engines_default() -> None:
     silent = EngineConfig(speculative=False).resolve(fake_config(num_layers=8))
     assert resolve_policy(None, silent, 8) == NO_DRAFTS
     # One that asks is drafted for all the same.
-    assert resolve_policy(SpeculativeParams(), silent, 8) == DraftPolicy(3, 2)
+    automatic = DraftPolicy(MAX_SPECULATIONS, 2, is_exact=False, tries_ngrams=True)
+    assert resolve_policy(SpeculativeParams(), silent, 8) == automatic
 
 
 def test_disabled_means_no_drafts_whatever_else_is_said() -> None:

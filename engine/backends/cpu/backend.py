@@ -152,8 +152,10 @@ class CpuBackend:
             codes, scales = zip(
                 *(_packed(checkpoint, layer, name) for name in LINEARS), strict=True
             )
-            norms = (_floats(checkpoint.tensor(name)) for name in norm_names(layer))
-            model.set_layer(layer, *norms, list(codes), [float(scale) for scale in scales])
+            attention_norm, ffn_norm = (_floats(checkpoint.tensor(n)) for n in norm_names(layer))
+            model.set_layer(
+                layer, attention_norm, ffn_norm, list(codes), [float(scale) for scale in scales]
+            )
         model.set_final_norm(_floats(checkpoint.tensor(FINAL_NORM)))
         model.set_embedding(_padded(checkpoint.tensor(EMBEDDING)))
         head = _padded(checkpoint.tensor(EMBEDDING if config.tie_word_embeddings else LM_HEAD))

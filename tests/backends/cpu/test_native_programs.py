@@ -49,7 +49,12 @@ def run(*command: str | Path) -> str:
 
 @pytest.mark.parametrize(
     ("program", "arguments"),
-    [("kernel_tests", ()), ("isa_compare", ("60",)), ("model_tests", ("8",)), ("team_tests", ("300",))],
+    [
+        ("kernel_tests", ()),
+        ("isa_compare", ("60",)),
+        ("model_tests", ("8",)),
+        ("team_tests", ("300",)),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_addresses_and_arithmetic(build: Build, program: str, arguments: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ class LlamaWorker:
     def load(self, model: str, threads: int, context: int, max_sequences: int) -> dict[str, Any]:
         """Load with llama.cpp's own defaults, but for threads and sizes."""
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(
+        self._model: Any = llama_cpp.llama_model_load_from_file(
             model.encode(), llama_cpp.llama_model_default_params()
         )
         if not self._model:
@@ -35,11 +35,11 @@ class LlamaWorker:
         params.n_seq_max = max_sequences
         params.n_batch = params.n_ubatch = MAX_BATCH
         params.n_threads = params.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._context: Any = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise ValueError(f"llama.cpp cannot make a context for {model}")
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._memory: Any = llama_cpp.llama_get_memory(self._context)
+        vocab: Any = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
         self._batch = llama_cpp.llama_batch_init(MAX_BATCH, 0, 1)
         return {
@@ -94,7 +94,7 @@ class LlamaWorker:
         return [self._argmax(index) for index in wanted]
 
     def _argmax(self, index: int) -> int:
-        logits = llama_cpp.llama_get_logits_ith(self._context, index)
+        logits: Any = llama_cpp.llama_get_logits_ith(self._context, index)
         return int(np.ctypeslib.as_array(logits, shape=(self._vocab_size,)).argmax())
 
 

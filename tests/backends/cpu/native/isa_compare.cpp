@@ -18,7 +18,6 @@
 #include <vector>
 
 #include "kernels.hpp"
-#include "products.hpp"
 
 namespace bitskip {
 namespace {
@@ -56,6 +55,8 @@ bool same(T a, T b) {
 class Comparison {
 public:
     Comparison(const Kernels& scalar, const Kernels& other) : scalar_(scalar), other_(other) {}
+
+    const Kernels& other() const { return other_; }
 
     uint64_t random() {  // splitmix64
         uint64_t z = state_ += 0x9e3779b97f4a7c15;
@@ -111,8 +112,6 @@ public:
             return;
         }
     }
-
-    const Kernels& other() const { return other_; }
 
     bool report() const {
         int total = 0;
@@ -260,26 +259,76 @@ void attention(Comparison& c) {
     });
 }
 
-void ternary(Comparison& c) {
-    const int blocks = c.between(1, 36), quads = c.between(1, 20), rows = c.between(1, MAX_GEMM_ROWS);
-    const int tiles = (quads * QUAD + TILE - 1) / TILE;
-    const int begin = c.between(0, tiles - 1), end = c.between(begin, tiles);
-    const ptrdiff_t q_stride = blocks * BLOCK + 64 * c.between(0, 2);
-    const ptrdiff_t acc_stride = tiles * TILE + LANES * c.between(0, 2);
+// Random codes of quads · blocks · BLOCK inputs, or nothing but twos.
+Buffer<uint8_t> codes_of(Comparison& c, int quads, int blocks) {
     Buffer<uint8_t> codes(size_t(quads) * blocks * BLOCK);
-    const int kind = c.between(0, 3);
+    const bool all_two = c.chance(25);
     for (int i = 0; i < quads * blocks * BLOCK; i++)
-        for (int k = 0; k < 4; k++)
-            codes[i] |= uint8_t((kind == 0 ? 2 : c.between(0, 2)) << 2 * k);
+        for (int k = 0; k < 4; k++) codes[i] |= uint8_t((all_two ? 2 : c.between(0, 2)) << 2 * k);
+    return codes;
+}
+
+void ternary(Comparison& c) {
+    if (!c.other().ternary) return;
+    const int blocks = c.between(1, 36), quads = c.between(1, 9), rows = c.between(1, MAX_GEMM_ROWS);
+    const int begin = c.between(0, quads - 1), end = c.between(begin, quads);
+    const ptrdiff_t q_stride = blocks * BLOCK + 64 * c.between(0, 2);
+    const ptrdiff_t acc_stride = quads * QUAD + LANES * c.between(0, 2);
+    const auto codes = codes_of(c, quads, blocks);
     const auto q = c.integers<int8_t>(rows * q_stride, 127);
-    for (Way way : ways_of(c.other()))
-        c.run<int32_t>("ternary", rows * acc_stride, [&](const Kernels& k, int32_t* acc) {
-            const Way one = k.lookups ? way : Way::rows;
-            for (int m = 0; m < rows; m += most_rows(one))
-                product(k, one, codes.data(), blocks, quads, q.data() + m * q_stride, q_stride,
-                        std::min(rows - m, most_rows(one)), begin, end, acc + m * acc_stride,
-                        acc_stride);
-        });
+    c.run<int32_t>("ternary", rows * acc_stride, [&](const Kernels& k, int32_t* acc) {
+        k.ternary(codes.data(), blocks, q.data(), q_stride, rows, begin, end, acc, acc_stride);
+    });
+}
+
+// Products by look-up are of trits, codes less one.
+void lookups(Comparison& c) {
+    if (!c.other().lookups) return;
+    const Lookups& lookups = *c.other().lookups;
+    const int blocks = c.between(1, 36), quads = c.between(1, 40), rows = c.between(1, LOOKUP_ROWS);
+    const int width = rows > LOOKUP_ROWS / 2 || c.chance(20) ? LOOKUP_ROWS : LOOKUP_ROWS / 2;
+    constexpr int QUADS = TILE / QUAD;
+    const int tiles = (quads + QUADS - 1) / QUADS;
+    const int begin = c.between(0, tiles - 1), end = c.between(begin, tiles);
+    const int inputs = blocks * BLOCK;
+    const ptrdiff_t acc_stride = tiles * TILE + LANES * c.between(0, 2);
+    const auto codes = codes_of(c, quads, blocks);
+    const auto q = c.integers<int8_t>(size_t(rows) * inputs, 127);
+
+    Buffer<uint8_t> tiled(size_t(tiles) * inputs * QUADS);
+    for (int t = 0; t < tiles; t++)
+        lookups.copy_tile(codes.data() + size_t(t) * QUADS * inputs, blocks,
+                          std::min(QUADS, quads - t * QUADS),
+                          tiled.data() + size_t(t) * inputs * QUADS);
+    const auto expect = [&](const Kernels& scalar, int32_t* acc) {
+        for (int m = 0; m < rows; m++) {
+            const int8_t* row = q.data() + ptrdiff_t(m) * inputs;
+            int32_t sum = 0;
+            for (int i = 0; i < inputs; i++) sum += row[i];
+            int32_t* out = acc + m * acc_stride;
+            scalar.ternary(codes.data(), blocks, row, inputs, 1, begin * QUADS,
+                           std::min(end * QUADS, quads), out, acc_stride);
+            for (int o = begin * TILE; o < std::min(end * TILE, quads * QUAD); o++) out[o] -= sum;
+        }
+    };
+    c.run<int32_t>("by_digits", rows * acc_stride, [&](const Kernels& k, int32_t* acc) {
+        if (!k.lookups) return expect(k, acc);
+        Buffer<int8_t> tables(size_t(inputs) * 16);
+        for (int m = 0; m < rows; m++) {
+            lookups.digit_tables(q.data() + ptrdiff_t(m) * inputs, blocks, tables.data());
+            lookups.by_digits(tiled.data(), blocks, tables.data(), begin, end, acc + m * acc_stride);
+        }
+    });
+    c.run<int32_t>("by_sums", rows * acc_stride, [&](const Kernels& k, int32_t* acc) {
+        if (!k.lookups) return expect(k, acc);
+        Buffer<int16_t> columns(size_t(inputs) * width);
+        for (int m = 0; m < rows; m++)
+            for (int i = 0; i < inputs; i++)
+                columns[size_t(i) * width + m] = q.data()[ptrdiff_t(m) * inputs + i];
+        Buffer<char> scratch(LOOKUP_SCRATCH);
+        lookups.by_sums(tiled.data(), blocks, columns.data(), width, rows, begin, end,
+                        scratch.data(), acc, acc_stride);
+    });
 }
 
 void head(Comparison& c) {
@@ -379,7 +428,7 @@ int main(int argc, char** argv) {
     for (const Kernels* kernels : chosen) {
         Comparison comparison(*scalar, *kernels);
         for (int i = 0; i < rounds; i++)
-            for (auto* part : {vectors, quantisations, attention, ternary, head, read})
+            for (auto* part : {vectors, quantisations, attention, ternary, lookups, head, read})
                 part(comparison);
         equal = comparison.report() && equal;
     }

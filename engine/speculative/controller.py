@@ -1,0 +1,297 @@
+"""How long everybody's drafts are: the round's expected tokens over its predicted time.
+
+One round serves all: somebody's draft passes delay everyone, and rows share what a sweep costs.
+So drafts are chosen for the round as a whole, pass by pass, while the ratio of expected tokens
+to predicted wall time rises; none at all is an ordinary choice. It is the goodput that TurboSpec
+maximises (Liu et al., "Optimizing Speculative Decoding for Serving Large Language Models Using
+Goodput", 2024), here with rows that share layers. While drafting, the heads' confidences say more
+than any average, and the same trade decides whether another pass pays.
+
+What is decided here changes when tokens come, never which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.speculative.acceptance import (
+    FIRST_WAIT,
+    MAX_ACCEPTANCE,
+    SourceRecord,
+    judge,
+)
+from engine.speculative.costs import CostModel, PassShape, RunningMedian
+from engine.speculative.planning import (
+    NGRAM,
+    NO_LOAD,
+    Candidate,
+    Estimate,
+    Lengths,
+    Load,
+    Member,
+    add_exact,
+    lengthen,
+    value_alone,
+    worthwhile,
+)
+
+PROBE_SHARE = 0.01
+"""Share of the time that may go into finding out how drafts of idle sequences would fare."""
+SWITCH_SHARE = 0.01
+"""The same for rounds with drafts where none seems best, and the other way round."""
+MIN_TRIES = 3
+"""Such tries that are made whatever they seem to cost: one measurement may be wrong."""
+LAST_WAIT = 256
+"""The longest wait, in rounds, for a try that costs much."""
+
+
+class Choice(NamedTuple):
+    """What a sequence gets in a round."""
+
+    num_drafts: int
+    """At most; exactly so many where the request has said so."""
+    draft_exit: int
+    """The layer after which drafts are read off, or `NGRAM`."""
+
+
+NOTHING = Choice(0, NGRAM)
+
+
+class DraftRound:
+    """One round's drafts: what was chosen, and how they go. Sequences go by their index."""
+
+    def __init__(
+        self,
+        choices: list[Choice],
+        members: dict[int, Member],
+        sources: dict[int, SourceRecord],
+        estimate: Estimate,
+        ratio: float,
+    ) -> None:
+        """`estimate` holds the rows that are there before any pass, `ratio` is to be beaten."""
+        self.choices = choices
+        self._members = members
+        self._sources = sources
+        self._estimate = estimate
+        self._ratio = ratio
+
+    def note(self, index: int, confidence: float) -> None:
+        """A pass drafted a token, its head being so sure of its likeliest id."""
+        member = self._members[index]
+        member.confidences.append(confidence)
+        chance = self._sources[member.draft_exit].acceptance_at(confidence)
+        member.reach *= min(MAX_ACCEPTANCE, chance * member.calibration)
+        self._estimate.add(0.0, member.row_layers, 1)
+
+    def proceed(self, active: Sequence[int]) -> list[int]:
+        """Those of the drafting sequences that should have another pass."""
+        members = self._members
+        free = [members[index] for index in active if not members[index].candidate.exact]
+        if not free:
+            return list(active)
+        fixed = [members[index] for index in active if members[index].candidate.exact]
+        chosen = worthwhile(fixed, free, self._estimate, self._ratio)
+        kept = {id(member) for member in (*fixed, *chosen)}
+        return [index for index in active if id(members[index]) in kept]
+
+    def judge(self, index: int, num_drafts: int, num_accepted: int) -> None:
+        """Verification has spoken on a sequence's drafts."""
+        member = self._members[index]
+        judge(
+            member.candidate.record(member.draft_exit),
+            self._sources[member.draft_exit],
+            num_drafts,
+            num_accepted,
+            member.confidences,
+        )
+
+
+@dataclass(slots=True)
+class _Watch:
+    """How long a number of sequences has gone with drafts, or without."""
+
+    drafts: bool = True
+    num_rounds: int = 0
+    wait: int = FIRST_WAIT
+    num_tries: int = 0
+    """Of the other way, since the engine began."""
+
+
+class DraftController:
+    """Chooses drafts round by round, and learns from how the rounds went.
+
+    Needs no clock: it is told what passes took.
+    """
+
+    def __init__(self, costs: CostModel) -> None:
+        self._costs = costs
+        self._sources: dict[int, SourceRecord] = {}
+        self._overhead_s = RunningMedian()
+        self._watches: dict[int, _Watch] = {}
+        self._last_ratio: float | None = None
+
+    def begin_round(self, candidates: Sequence[Candidate], prefill: Load = NO_LOAD) -> DraftRound:
+        """Choose everybody's drafts. `prefill` rows share the final sweep.
+
+        Of those, the head rows are of prompts that end in this round.
+        """
+        load = Load(
+            max([prefill.depth, *(candidate.depth for candidate in candidates)]),
+            prefill.row_layers + sum(candidate.depth for candidate in candidates),
+            prefill.head_rows + len(candidates),
+        )
+        overhead_s = self._overhead_s.value if len(self._overhead_s) else 0.0
+        so_far = Estimate(self._costs, load, overhead_s)
+        members = self._members(candidates, so_far)
+        if not members:
+            return DraftRound([NOTHING] * len(candidates), members, self._sources, so_far, 0.0)
+        planned = self._choose(list(members.values()), so_far.copy())
+        self._last_ratio = planned.ratio
+        choices = [NOTHING] * len(candidates)
+        for index, member in members.items():
+            choices[index] = _choice(member)
+            if not member.takes_passes:
+                so_far.add(0.0, member.num_drafts * member.row_layers, member.num_drafts)
+        return DraftRound(choices, members, self._sources, so_far, planned.ratio)
+
+    def learn(self, passes: Iterable[tuple[PassShape, float]], overhead_s: float) -> None:
+        """A round's passes took so many seconds each, and all that is around them so many."""
+        for shape, duration_s in passes:
+            self._costs.observe(shape, duration_s)
+        self._overhead_s.add(overhead_s)
+
+    # --- whose drafts come from where --------------------------------------------------------
+
+    def _members(self, candidates: Sequence[Candidate], estimate: Estimate) -> dict[int, Member]:
+        members: dict[int, Member] = {}
+        num_sharing = sum(max(c.exits, default=NGRAM) > NGRAM for c in candidates)
+        ratio = self._last_ratio or estimate.ratio
+        for index, candidate in enumerate(candidates):
+            if not candidate.limit or not candidate.exits:
+                continue
+            options = [self._member(candidate, draft_exit) for draft_exit in candidate.exits]
+            members[index] = (
+                options[0]
+                if len(options) == 1
+                else max(options, key=lambda m: value_alone(m, estimate, ratio, num_sharing))
+            )
+        return members
+
+    def _member(self, candidate: Candidate, draft_exit: int) -> Member:
+        source = self._sources.get(draft_exit)
+        if source is None:
+            source = self._sources[draft_exit] = SourceRecord()
+        acceptance = candidate.record(draft_exit).acceptance(source)
+        return Member(candidate, draft_exit, acceptance, acceptance / source.acceptance)
+
+    # --- how many ----------------------------------------------------------------------------
+
+    def _choose(self, members: Sequence[Member], planned: Estimate) -> Estimate:
+        """Set how many drafts each member gets; returns the round as it is then expected."""
+        passes = add_exact([m for m in members if m.candidate.exact], planned)
+        free = [member for member in members if not member.candidate.exact]
+        if not free:
+            return planned
+        best = _lengthen(free, planned, passes)
+        other = self._other_way(free, planned, best, passes)
+        for member, num_drafts in zip(free, (other or best).lengths, strict=True):
+            member.num_drafts = num_drafts
+        if other is not None:
+            return other.estimate
+        self._probe(free, best.estimate, passes[0] if passes else ())
+        return best.estimate
+
+    def _other_way(
+        self,
+        free: Sequence[Member],
+        without: Estimate,
+        best: Lengths,
+        passes: Sequence[Sequence[Member]],
+    ) -> Lengths | None:
+        """With drafts where the best is without, or without: if that is due.
+
+        What is never done is never measured. The closer the call, the sooner it is due.
+        """
+        drafts = best.estimate is not without
+        watch = self._watches.get(without.load.head_rows)
+        if watch is None:
+            watch = self._watches[without.load.head_rows] = _Watch(drafts)
+        if watch.drafts != drafts:
+            watch.drafts, watch.num_rounds, watch.wait = drafts, 0, FIRST_WAIT
+        watch.num_rounds += 1
+        if watch.num_rounds < watch.wait:
+            return None
+        if drafts:
+            other = Lengths(without, [0] * len(free))
+        else:
+            other = _lengthen(free, without, passes, forced=True)
+        if watch.num_tries >= MIN_TRIES:
+            watch.wait = _wait(1.0 - other.estimate.ratio / best.estimate.ratio, SWITCH_SHARE)
+            if watch.num_rounds < watch.wait:
+                return None
+        watch.num_rounds = 0
+        watch.num_tries += 1
+        return other
+
+    def _probe(
+        self, free: Sequence[Member], planned: Estimate, first_pass: Sequence[Member]
+    ) -> None:
+        """Have sources drafted from that were not chosen, where that is due."""
+        num_idle = sum(member.num_drafts == 0 for member in free)
+        for member in free:
+            candidate = member.candidate
+            for draft_exit in candidate.exits:
+                if draft_exit == member.draft_exit and member.num_drafts:
+                    continue
+                record = candidate.record(draft_exit)
+                record.idle()
+                if not record.probe_is_due or member.is_probe:
+                    continue
+                probe = self._member(candidate, draft_exit)
+                pass_s = planned.pass_s(first_pass, [probe]) if probe.takes_passes else 0.0
+                gone = sum(member.acceptance**n for n in range(1, member.num_drafts + 1))
+                ratio = planned.ratio_with(
+                    probe.acceptance - gone,
+                    probe.row_layers - member.num_drafts * member.row_layers,
+                    1 - member.num_drafts,
+                    pass_s,
+                )
+                loss = 1.0 - ratio / planned.ratio
+                record.postpone(_wait(loss * max(1, num_idle), PROBE_SHARE))
+                if record.probe_is_due:
+                    member.draft_exit, member.num_drafts, member.is_probe = draft_exit, 1, True
+                    member.acceptance, member.calibration = probe.acceptance, probe.calibration
+
+
+def _wait(loss: float, share: float) -> int:
+    """Rounds after which a loss of so much of one round comes to that share of all of them."""
+    return max(FIRST_WAIT, min(LAST_WAIT, int(loss / share)))
+
+
+def _lengthen(
+    members: Sequence[Member],
+    estimate: Estimate,
+    passes: Sequence[Sequence[Member]],
+    *,
+    forced: bool = False,
+) -> Lengths:
+    """As `lengthen`, first for those who take passes, then for those who do not."""
+    drafting = [member for member in members if member.takes_passes]
+    matching = [member for member in members if not member.takes_passes]
+    first = lengthen(drafting, estimate, passes, forced=forced)
+    second = lengthen(matching, first.estimate, forced=forced and not drafting)
+    lengths = {
+        id(m): n
+        for m, n in zip((*drafting, *matching), (*first.lengths, *second.lengths), strict=True)
+    }
+    return Lengths(second.estimate, [lengths[id(member)] for member in members])
+
+
+def _choice(member: Member) -> Choice:
+    """As many drafts as planned; where heads tell how sure they are, more if they are sure."""
+    count = member.num_drafts
+    if count and member.takes_passes and not member.candidate.exact and not member.is_probe:
+        count = min(member.candidate.limit, 2 * count + 2)
+    return Choice(count, member.draft_exit)
