@@ -8,6 +8,7 @@ from itertools import combinations
 import pytest
 
 from engine.types import FinishReason, TokenSource
+from support.backend_variants import needs_native
 from support.coverage_record import Coverage
 from support.engine_runs import EngineRun, differences
 from support.fake_backend import FakeBackend
@@ -16,11 +17,20 @@ from support.lossless_histories import THEMES, make_history
 
 PAIRS = tuple(combinations(THEMES, 2))
 NAMES = tuple(THEMES)
-REFERENCE_STRIDE = 5
-"""On the reference backend every theme meets two others, not all."""
-REFERENCE_PAIRS = tuple(
-    (name, NAMES[(index + REFERENCE_STRIDE) % len(NAMES)]) for index, name in enumerate(NAMES)
-)
+
+
+def pairs_at(*strides: int) -> tuple[tuple[str, str], ...]:
+    """Every theme with those that come so many places after it in the list, a circle."""
+    return tuple(
+        (name, NAMES[(index + stride) % len(NAMES)])
+        for stride in strides
+        for index, name in enumerate(NAMES)
+    )
+
+
+REFERENCE_PAIRS = pairs_at(5)
+"""Real arithmetic takes longer, so that not all themes meet."""
+NATIVE_PAIRS = pairs_at(2, 5, 9, 11)
 
 
 @cache
@@ -54,6 +64,14 @@ def test_fake_backend_equals_the_oracle(themes: tuple[str, str]) -> None:
 @pytest.mark.parametrize("themes", REFERENCE_PAIRS, ids="-".join)
 def test_reference_backend_equals_the_oracle(themes: tuple[str, str]) -> None:
     wrong, _ = run_history("reference", themes)
+    assert wrong == []
+
+
+@needs_native
+@pytest.mark.parametrize("themes", NATIVE_PAIRS, ids="-".join)
+def test_native_backend_equals_the_oracle(themes: tuple[str, str]) -> None:
+    """Whatever its threads and instruction set; the oracle's are one, and the plainest."""
+    wrong, _ = run_history("cpu", themes)
     assert wrong == []
 
 
@@ -92,8 +110,15 @@ def test_the_histories_saw_everything() -> None:
     assert seen.events["8 running"] and seen.events["pass without a draft"], seen.events
 
 
-def test_the_reference_histories_saw_the_essentials() -> None:
-    seen = total("reference", REFERENCE_PAIRS)
+@pytest.mark.parametrize(
+    ("family", "pairs"),
+    [("reference", REFERENCE_PAIRS), pytest.param("cpu", NATIVE_PAIRS, marks=needs_native)],
+    ids=["reference", "cpu"],
+)
+def test_the_real_histories_saw_the_essentials(
+    family: Family, pairs: tuple[tuple[str, str], ...]
+) -> None:
+    seen = total(family, pairs)
     assert 0.2 < seen.acceptance_rate < 0.8
     assert min(seen.sources[source] for source in TokenSource) > 20
     assert seen.events["preemption"] and seen.prefix["equal"] and seen.prefix["shallow"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from engine.backends.reference import ReferenceBackend
 from engine.cache.manager import KVCacheManager
 from engine.cache.prefix import PrefixMatch
 from engine.request import Request
 from engine.scheduler.scheduler import Scheduler
+from support.backend_variants import REFERENCE, Precision, each_precision
 from support.cache_checks import (
     StateChecker,
     assert_blocks_accounted,
@@ -24,7 +24,7 @@ from support.engine_parts import make_parts
 from support.fake_backend import FakeBackend, fake_config
 from support.histories import History
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
-from support.probes import FakeProbe, Probe, ReferenceProbe
+from support.probes import FakeProbe, Probe, make_probe
 
 CONFIG = fake_config(vocab_size=48, num_layers=6, max_position_embeddings=64, eos_token_ids=(30,))
 EVENTS = {
@@ -93,14 +93,20 @@ def test_fake_backend_histories() -> None:
     assert num_states > 500
 
 
-def test_reference_backend_histories() -> None:
+PRECISIONS = (REFERENCE[0], Precision("cpu", "int8", "fp16"), Precision("cpu", "int8", "int8"))
+
+
+@each_precision(*PRECISIONS)
+def test_real_backend_histories(precision: Precision) -> None:
+    """The native backend's cache is filled by many threads, and checked against the plain code's."""
     config = tiny_config(num_layers=4, max_position_embeddings=64)
     checkpoint = MemoryCheckpoint(config, agreement_after=1, damping=0.3)
-    backends = [ReferenceBackend(checkpoint, draft_vocab_size=64) for _ in range(2)]
     events: Counter[str] = Counter()
     num_states = 0
-    for seed in (1, 3, 6):
-        probe = ReferenceProbe(*backends)
+    seeds = (1, 3, 6) if precision.backend == "reference" else range(6)
+    for seed in seeds:
+        backend = precision.make(checkpoint, threads=1 + seed % 4, draft_vocab_size=64)
+        probe = make_probe(backend, precision.make(checkpoint, isa="scalar"))
         history, num_checked = run_history(seed, probe, 8, check_index)
         events += history.events
         num_states += num_checked

@@ -7,17 +7,17 @@ from functools import cache
 from typing import Literal
 
 from engine.backends.protocol import Backend
-from engine.backends.reference import ReferenceBackend
 from engine.config import ModelConfig
+from support.backend_variants import NATIVE, REFERENCE
 from support.engine_runs import Model
 from support.fake_backend import FakeBackend, fake_config
 from support.letters import letters_tokenizer
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.oracle import FromScratch
 
-Family = Literal["fake", "reference"]
+Family = Literal["fake", "reference", "cpu"]
 
-FAKE_VOCAB, REFERENCE_VOCAB = 48, 72
+FAKE_VOCAB, REAL_VOCAB = 48, 72
 EOS_BIAS = 0.6
 """Makes EOS, a high id, likely enough for completions to end before their limit."""
 
@@ -26,12 +26,15 @@ EOS_BIAS = 0.6
 class ModelSpec:
     """Which model of a family; every field changes what drafting is like.
 
-    `repeats` makes text that repeats itself, for n-grams to find (fake models only).
+    `repeats` makes text that repeats itself, for n-grams to find (fake models only). The last two
+    are the native backend's, and change nothing at all.
     """
 
     agreement: float = 0.8
     repeats: bool = False
     draft_vocab_size: int | None = None
+    threads: int = 1
+    isa: str = "scalar"
 
 
 def num_layers(family: Family) -> int:
@@ -42,12 +45,12 @@ def num_layers(family: Family) -> int:
 @cache
 def make_model(family: Family, spec: ModelSpec) -> Model:
     """The model of a specification; one object each, so that its oracle remembers."""
-    vocab_size = FAKE_VOCAB if family == "fake" else REFERENCE_VOCAB
+    vocab_size = FAKE_VOCAB if family == "fake" else REAL_VOCAB
     return Model(
         _config(family),
         letters_tokenizer(vocab_size),
         lambda: _make_backend(family, spec),
-        _scratch(family, replace(spec, draft_vocab_size=None)),
+        _scratch(family, replace(spec, draft_vocab_size=None, threads=1, isa="scalar")),
     )
 
 
@@ -63,8 +66,8 @@ def _config(family: Family) -> ModelConfig:
         return fake_config(FAKE_VOCAB, num_layers(family), 160, (FAKE_VOCAB - 1,))
     return tiny_config(
         num_layers=num_layers(family),
-        vocab_size=REFERENCE_VOCAB,
-        eos_token_ids=(REFERENCE_VOCAB - 1,),
+        vocab_size=REAL_VOCAB,
+        eos_token_ids=(REAL_VOCAB - 1,),
     )
 
 
@@ -79,8 +82,11 @@ def _make_backend(family: Family, spec: ModelSpec, keep_log: bool = True) -> Bac
             context_tokens=1 if spec.repeats else None,
             keep_log=keep_log,
         )
-    return ReferenceBackend(
+    precision = REFERENCE[0] if family == "reference" else NATIVE[0]
+    return precision.make(
         MemoryCheckpoint(config, seed=5, agreement_after=1, damping=1.0 - spec.agreement),
-        draft_vocab_size=spec.draft_vocab_size or REFERENCE_VOCAB,
+        isa=spec.isa,
+        threads=spec.threads,
+        draft_vocab_size=spec.draft_vocab_size or REAL_VOCAB,
         always_draft_ids=config.eos_token_ids,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.types import DraftMethod, SamplingParams, SpeculativeParams
+from support.backend_variants import instruction_sets
 from support.engine_runs import Submission, expected_completion
 from support.history_models import Family, ModelSpec, make_model, num_layers
 from support.letters import text_so_far
@@ -315,11 +316,13 @@ THEMES: Mapping[str, Theme] = MappingProxyType(
 def make_history(family: Family, themes: tuple[str, ...], seed: int) -> History:
     """A history in which all the `themes` come together."""
     rng = random.Random(f"{family} {themes} {seed}")
-    agreement = rng.choice((0.45, 0.7, 0.85))
+    spec = ModelSpec(agreement=rng.choice((0.45, 0.7, 0.85)))
+    if family == "cpu":
+        spec = replace(spec, threads=rng.randint(1, 4), isa=rng.choice(instruction_sets()))
     draft = HistoryDraft(
         family,
         rng,
-        ModelSpec(agreement),
+        spec,
         {"block_size": 4, "max_model_len": MAX_MODEL_LEN, "kv_cache_tokens": 1024},
     )
     for _ in range(rng.randint(2, 4)):

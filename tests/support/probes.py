@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from engine.backends.protocol import Backend, Row, Sweep
 from engine.backends.reference import ReferenceBackend
 from support.fake_backend import FakeBackend
+
+if TYPE_CHECKING:
+    from engine.backends.cpu.backend import CpuBackend
 
 Bits = NDArray[Any]
 """Integers: floats are compared by their bits."""
@@ -98,6 +101,52 @@ class ReferenceProbe(_Remembering):
         residuals = _one_sweep(self._scratch, tokens, depth)
         kv = _kv_bits(self._scratch, np.arange(len(tokens)), depth)
         return kv, residuals[-1].numpy().copy().view(np.int32)
+
+
+class NativeProbe(_Remembering):
+    """Of the native backend; `scratch` is another one with the same weights."""
+
+    def __init__(self, backend: CpuBackend, scratch: CpuBackend) -> None:
+        super().__init__()
+        self.backend = backend
+        self._scratch = scratch
+
+    def kv(self, blocks: Sequence[int], block_size: int, num: int, depth: int) -> Bits:
+        return _native_bits(self.backend, blocks, block_size, num, depth)
+
+    def state(self, slot: int) -> Bits:
+        return np.frombuffer(self.backend._model.state_bytes(slot), dtype=np.int32)
+
+    def _compute(self, tokens: tuple[int, ...], depth: int) -> tuple[Bits, Bits]:
+        residuals = _one_sweep(self._scratch, tokens, depth)
+        kv = _native_bits(self._scratch, [0], len(tokens), len(tokens), depth)
+        return kv, residuals[-1].view(np.int32)
+
+
+def make_probe(backend: Backend, scratch: Backend) -> Probe:
+    """A probe of a real backend; `scratch` is another one with the same weights."""
+    if isinstance(backend, ReferenceBackend):
+        return ReferenceProbe(backend, cast(ReferenceBackend, scratch))
+    return NativeProbe(cast("CpuBackend", backend), cast("CpuBackend", scratch))
+
+
+def _native_bits(
+    backend: CpuBackend, blocks: Sequence[int], block_size: int, num: int, depth: int
+) -> Bits:
+    """Keys, values and scales of each position along the last axis, as bytes."""
+    num_heads = backend.config.num_kv_heads
+
+    def cells(layer: int, block: int) -> Bits:
+        parts = [
+            np.frombuffer(part, dtype=np.uint8).reshape(num_heads, block_size, -1)
+            for part in backend._model.kv_bytes(layer, block)
+        ]
+        return np.concatenate(parts, axis=-1).swapaxes(0, 1).reshape(block_size, -1)
+
+    used = blocks[: -(-num // block_size)]
+    return np.stack(
+        [np.concatenate([cells(layer, block) for block in used])[:num] for layer in range(depth)]
+    )
 
 
 def _slots(blocks: Sequence[int], block_size: int, num: int) -> NDArray[np.int64]:

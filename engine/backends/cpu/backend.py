@@ -21,6 +21,7 @@ from engine.errors import ConfigError
 HeadDtype = Literal["int8", "bf16", "fp32"]
 KVDtype = Literal["fp16", "int8"]
 
+_MAX_THREADS = 1024
 _LANES = 16
 """Rows of floats are padded to as many elements."""
 
@@ -56,8 +57,8 @@ class CpuBackend:
         ):
             if value not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads must be at least 1, not {threads}")
+        if threads is not None and not 1 <= threads <= _MAX_THREADS:
+            raise ConfigError(f"threads must be between 1 and {_MAX_THREADS}, not {threads}")
         self.config = config = checkpoint.config
         self.head_dtype: str = head_dtype
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -142,7 +143,7 @@ class CpuBackend:
 
     def close(self) -> None:
         """Stop the threads and release all memory; the backend is not used afterwards."""
-        del self._model
+        self.__dict__.pop("_model", None)
 
     def _load(self, checkpoint: WeightSource) -> None:
         config, model = self.config, self._model

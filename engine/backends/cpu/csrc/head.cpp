@@ -80,11 +80,12 @@ bool Model::prepare_head(const float* const* residuals, const int* depths, int c
         // A norm in place leaves NaN in the padding of a row that was not finite.
         std::fill(x + shape_.hidden, x + hidden_stride_, 0.0f);
         if (depths[i] == shape_.layers || shape_.exit_norm)
-            kernels_.rms_norm(x, final_norm_.data(), shape_.hidden, shape_.eps, x);
+            finite &= std::isfinite(
+                kernels_.rms_norm(x, final_norm_.data(), shape_.hidden, shape_.eps, x));
         int16_t* q = head_q_.as<int16_t>() + ptrdiff_t(i) * hidden_stride_;
         const float peak = kernels_.quantise_wide(x, shape_.hidden, hidden_stride_, wide_limit_, q);
         head_scale_[i] = peak / float(wide_limit_);
-        finite = finite && std::isfinite(peak);
+        finite &= std::isfinite(peak);
     }
     return finite;
 }

@@ -93,6 +93,21 @@ void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
     kv_dtype_ = dtype;
 }
 
+std::vector<Model::Memory> Model::kv_memory(int layer, int block) const {
+    const size_t cells = size_t(shape_.kv_heads) * block_size_;
+    const size_t at = size_t(block) * shape_.layers + layer;
+    std::vector<Memory> parts;
+    const auto add = [&](const Pages& pages, size_t bytes) {
+        if (pages.bytes()) parts.push_back({pages.as<char>() + at * bytes, bytes});
+    };
+    const size_t bytes = cells * head_stride_ * (kv_dtype_ == KvDtype::float16 ? 2 : 1);
+    add(keys_, bytes);
+    add(values_, bytes);
+    add(key_scales_, cells * sizeof(float));
+    add(value_scales_, cells * sizeof(float));
+    return parts;
+}
+
 void Model::reserve(int rows) {
     if (rows <= reserved_) return;
     const int wanted = round_up(rows, LOOKUP_ROWS);

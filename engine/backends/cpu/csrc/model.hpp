@@ -117,6 +117,14 @@ public:
     // Tokens of the same.
     bool pick(const float* const* residuals, const int* depths, const Draw* draws, int count,
               bool draft, Pick* out);
+    // Where the K/V of one layer of a block lies: keys and values, [kv head][position][element],
+    // and, of an int8 cache, their scales, [kv head][position].
+    struct Memory {
+        const char* data;
+        size_t bytes;
+    };
+    std::vector<Memory> kv_memory(int layer, int block) const;
+    const float* state(int index) const { return states_.as<float>() + ptrdiff_t(index) * hidden_stride_; }
     // Seconds that the team takes to read `bytes` once: the floor under a sweep.
     double read_seconds(const uint8_t* data, size_t bytes);
 

@@ -272,6 +272,21 @@ public:
         return nb::make_tuple(ids, confidences);
     }
 
+    nb::list kv_bytes(int layer, int block) const {
+        if (layer < 0 || layer >= model_.shape().layers || block < 0 || block >= model_.block_count())
+            throw std::invalid_argument("no such block");
+        nb::list parts;
+        for (const Model::Memory& part : model_.kv_memory(layer, block))
+            parts.append(nb::bytes(part.data, part.bytes));
+        return parts;
+    }
+
+    nb::bytes state_bytes(int state) const {
+        if (state < 0 || state >= model_.state_count()) throw std::invalid_argument("no such state");
+        return nb::bytes(reinterpret_cast<const char*>(model_.state(state)),
+                         model_.shape().hidden * sizeof(float));
+    }
+
     double read_seconds(const nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>& data) {
         nb::gil_scoped_release release;
         return model_.read_seconds(data.data(), data.size());
@@ -432,6 +447,9 @@ NB_MODULE(_native, m) {
         .def("sweep", &Binding::sweep)
         .def("logits", &Binding::logits)
         .def("pick", &Binding::pick)
+        .def("kv_bytes", &Binding::kv_bytes,
+             "For tests: one layer of a block, as `Model::kv_memory` lays it out.")
+        .def("state_bytes", &Binding::state_bytes, "For tests: an exit state's float32 values.")
         .def("read_seconds", &Binding::read_seconds);
 }
 
