@@ -34,6 +34,12 @@ def evaluate(
     max_documents: Annotated[
         int | None, typer.Option(min=1, help="Score only so many documents.")
     ] = None,
+    save_draft_exit: Annotated[
+        bool,
+        typer.Option(
+            "--save-draft-exit", help="Write the best draft exit into the model's config.json."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     backend: Annotated[str, typer.Option(help="auto, or a backend's name.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the backend.")] = None,
@@ -41,6 +47,8 @@ def evaluate(
     """Perplexity, agreement with full depth and draft acceptance, by exit layer."""
     from engine.build import demo_model_path, load_model
     from engine.documents import read_documents
+    from engine.evaluation.draft_exit import best_draft_exit
+    from engine.evaluation.draft_exit import save_draft_exit as save
     from engine.evaluation.report import evaluate as run
 
     try:
@@ -51,7 +59,8 @@ def evaluate(
         ) from None
     with clean_errors():
         documents = read_documents(data)[:max_documents]
-        loaded = load_model(model or demo_model_path(), EngineConfig(), backend, threads)
+        path, config = model or demo_model_path(), EngineConfig()
+        loaded = load_model(path, config, backend, threads)
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("scoring documents", total=len(documents))
             report = run(
@@ -62,6 +71,9 @@ def evaluate(
                 num_prompts=num_prompts,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        best = best_draft_exit(report, loaded.config, config.draft_vocab_size)
+        if best is not None and save_draft_exit:
+            save(path, best.exit_layer)
     console = Console()
     if as_json:
         console.print_json(json.dumps(report.to_dict()))
@@ -86,3 +98,9 @@ def evaluate(
             "" if length is None else f"{length:.2f}",
         )
     console.print(table)
+    if best is not None:
+        saved = "written into config.json" if save_draft_exit else "--save-draft-exit keeps it"
+        console.print(
+            f"best draft exit: {best.exit_layer}, with {best.num_speculations} drafts per round "
+            f"{best.speedup:.2f} times as fast as without, as predicted ({saved})"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from engine.checkpoint.loader import load_checkpoint
+from engine.config import EngineConfig, ModelConfig
 from server.cli import app
 from support.checkpoints import write_checkpoint
 from support.gguf_files import GGUFFile, block_config
@@ -152,6 +154,25 @@ def test_eval_as_a_table(packed: Path, stories: Path) -> None:
         assert word in done.stdout
     rows = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")]
     assert rows == ["1", "3", "4", "6"]
+
+
+def test_eval_keeps_the_best_draft_exit(packed: Path, stories: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(packed, model)
+    before = json.loads((model / "config.json").read_text())
+    arguments = ("--data", stories, "--num-prompts", "1", "--exits", "2,4", "--save-draft-exit")
+    done = run("eval", model, *ONE_THREAD, *arguments)
+    assert done.exit_code == 0, done.stderr
+    after = json.loads((model / "config.json").read_text())
+    chosen = after.pop("draft_exit_layer")
+    assert after == before and chosen in (2, 4)
+    assert f"best draft exit: {chosen}" in done.stdout
+    config = ModelConfig.from_directory(model)
+    assert EngineConfig().resolve(config).draft_exit_layer == chosen
+    assert EngineConfig(draft_exit_layer=1).resolve(config).draft_exit_layer == 1
+    assert sorted(file.name for file in model.iterdir()) == sorted(
+        file.name for file in packed.iterdir()
+    )
 
 
 def test_eval_refuses_what_it_cannot_do(packed: Path, stories: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ PRECISIONS = (REFERENCE[0], Precision("cpu", "int8", "fp16"), Precision("cpu", "
 
 @each_precision(*PRECISIONS)
 def test_real_backend_histories(precision: Precision) -> None:
-    """The native backend's cache is filled by many threads, and checked against the plain code's."""
+    """The native cache is filled by many threads, and checked against the plain code's."""
     config = tiny_config(num_layers=4, max_position_embeddings=64)
     checkpoint = MemoryCheckpoint(config, agreement_after=1, damping=0.3)
     events: Counter[str] = Counter()

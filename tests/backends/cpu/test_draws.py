@@ -32,11 +32,7 @@ TEMPERATURES = (0.0, 1e-300, 1e-6, 0.05, 0.7, 1.0, 3.0, 100.0, 1e30)
 
 
 @pytest.fixture(
-    params=[
-        (isa, threads)
-        for isa in instruction_sets()
-        for threads in (1, 3)
-    ],
+    params=[(isa, threads) for isa in instruction_sets() for threads in (1, 3)],
     ids=lambda param: f"{param[0]}-{param[1]}",
 )
 def backend(request: pytest.FixtureRequest) -> CpuBackend:
