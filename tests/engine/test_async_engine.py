@@ -58,7 +58,9 @@ class Bench:
 
     def __init__(self, **config: Any) -> None:
         self.backend = GatedBackend()
-        self.parts: EngineParts = make_parts(self.backend, draft_exit_layer=2, **config)
+        # A fixed number of drafts: the controller's would depend on the clock.
+        defaults = {"draft_exit_layer": 2, "num_speculations": 3}
+        self.parts: EngineParts = make_parts(self.backend, **{**defaults, **config})
         self.engine = AsyncEngine(self.parts.core, self.parts.intake, self.backend)
         self.steps: list[StepStats] = []
         self.engine.add_stats_listener(self.steps.append)

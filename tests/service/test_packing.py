@@ -25,7 +25,9 @@ def test_packing_changes_no_token(tmp_path: Path, exit_layer: int | None) -> Non
     params = [greedy, replace(greedy, temperature=1.0, seed=5)]
     answers = []
     for path in (model, tmp_path / "packed"):
-        with LLM(path, EngineConfig(kv_cache_tokens=4096), threads=1) as llm:
+        # A fixed number: what the controller drafts depends on the clock, and shows as sources.
+        config = EngineConfig(kv_cache_tokens=4096, num_speculations=3)
+        with LLM(path, config, threads=1) as llm:
             generations = llm.generate(["Once upon a time"] * 2, params)
             answers.append([generation.choices[0].tokens for generation in generations])
     assert [len(tokens) for tokens in answers[0]] == [24, 24]
