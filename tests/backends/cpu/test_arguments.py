@@ -55,7 +55,8 @@ def test_an_instruction_set_is_used_as_named() -> None:
     for isa in instruction_sets():
         assert CpuBackend(CHECKPOINT, draft_vocab_size=8, threads=1, isa=isa).isa == isa
     best = CpuBackend(CHECKPOINT, draft_vocab_size=8, threads=1)
-    assert best.isa == instruction_sets()[0]
+    # Of the two ways that AVX2 has, measuring chooses.
+    assert best.isa.removesuffix("-lookup") == instruction_sets()[0]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "model.hpp"
 #include "noise.hpp"
@@ -14,8 +13,6 @@ constexpr int SCORE_CHUNK = 64;   // head rows that a member claims at a time
 constexpr int PICK_CHUNK = 4096;  // ids whose best is found at a time
 
 const NoiseBound NOISE_BOUND;
-
-int pieces(int count, int size) { return (count + size - 1) / size; }
 
 }  // namespace
 
@@ -90,7 +87,7 @@ bool Model::prepare_head(const float* const* residuals, const int* depths, int c
     return finite;
 }
 
-// count × V or × drafts logits; ends with the work claimed, not yet waited for.
+// count × V or × drafts logits, complete when it returns.
 void Model::score(Team::Member& member, int count, bool draft, float* out) {
     const int prefix = draft ? draft_prefix_ : shape_.vocab;
     const ptrdiff_t width = draft ? draft_count() : shape_.vocab;

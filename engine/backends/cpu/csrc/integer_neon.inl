@@ -71,13 +71,3 @@ void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int
                 float(vaddvq_s32(vaddq_s32(low[m], high[m]))) * (x_scale[m] * w_scale[v]);
     }
 }
-
-uint64_t read(const uint8_t* data, size_t bytes) {
-    uint64x2_t sums[8] = {};
-    for (size_t i = 0; i + 128 <= bytes; i += 128)
-        for (int k = 0; k < 8; k++)
-            sums[k] = vaddq_u64(sums[k], vreinterpretq_u64_u8(vld1q_u8(data + i + 16 * k)));
-    uint64_t sum = 0;
-    for (const uint64x2_t& pair : sums) sum += vaddvq_u64(pair);
-    return sum;
-}

@@ -28,13 +28,3 @@ void head_int8(const int8_t* w, const float* w_scale, int n, int begin, int end,
             logits[m * logits_stride + v - begin] = float(sum) * (x_scale[m] * w_scale[v]);
         }
 }
-
-uint64_t read(const uint8_t* data, size_t bytes) {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < bytes / 128 * 128; i += 8) {
-        uint64_t word;
-        __builtin_memcpy(&word, data + i, 8);
-        sum += word;
-    }
-    return sum;
-}

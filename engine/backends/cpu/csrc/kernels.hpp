@@ -16,15 +16,21 @@ constexpr int LANES = 16;
 constexpr int BLOCK = 128;       // inputs of one block of packed codes
 constexpr int QUAD = 4;          // outputs whose codes lie together
 constexpr int MAX_GEMM_ROWS = 8; // activation rows of one call of `ternary`
-constexpr int TILE = 32;          // outputs whose codes lie together when products go by look-up
+constexpr int TILE = 32;         // outputs whose codes lie together when products go by look-up
 constexpr int LOOKUP_ROWS = 16;  // activation rows of one call of `by_sums`
 constexpr int LOOKUP_TILES = 64; // and its tiles
 // Tables of 8 byte positions, then the narrow and wide sums of all outputs.
 constexpr ptrdiff_t LOOKUP_SCRATCH = LOOKUP_ROWS * (256 * 8 * 2 + LOOKUP_TILES * TILE * (2 + 4));
 
+// How many pieces of a size it takes.
+template <class T>
+static constexpr T pieces(T count, T size) {
+    return (count + size - 1) / size;
+}
+
 template <class T>
 static constexpr T round_up(T value, T multiple) {
-    return (value + multiple - 1) / multiple * multiple;
+    return pieces(value, multiple) * multiple;
 }
 
 enum class Dtype { float32, float16, bfloat16 };
@@ -48,8 +54,7 @@ struct KvView {
 struct Attention {
     const float* queries;  // group × head_stride, already divided by √head_dim
     int group;
-    int head_dim;
-    int head_stride;       // head_dim padded to LANES: also the elements of a cached position
+    int head_stride;       // a head's size padded to LANES: also the elements of a cached position
     const int32_t* blocks;
     int block_size;
     int num_keys;
@@ -114,8 +119,6 @@ struct Kernels {
     // Σ e^(z − peak) over n logits; n need not be padded.
     float (*sum_exp)(const float* z, int n, float peak);
     float (*max_of)(const float* z, int n);
-    // The sum of the 64-bit words in whole pieces of 128 bytes, as fast as they can be read.
-    uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
 
 // The instruction sets compiled in, best first; each entry says whether this machine has it.
@@ -125,5 +128,9 @@ struct Isa {
 };
 extern const Isa ISAS[];
 extern const int NUM_ISAS;
+
+// The fastest of ISAS[first] and those after it: the first that this machine has, except where
+// measuring must tell, which takes a few ms.
+const Kernels& fastest_kernels(int first = 0);
 
 }  // namespace bitskip

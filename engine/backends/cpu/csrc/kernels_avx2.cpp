@@ -9,16 +9,16 @@ namespace {
 #include "float_ops.inl"
 #include "bytes_avx2.inl"
 #include "integer_avx2.inl"
+#include "ternary_by_rows.inl"
 #include "head_by_rows.inl"
 #include "lookup_avx2.inl"
+#include "table.inl"
 
-constexpr Kernels KERNELS = {"avx2",         rms_norm,   quantise,      quantise_wide, swiglu,
-                             attend,         store_half_row, store_int8_row, nullptr,   &LOOKUPS,
-                             head_int8,
-                             head_float,     pack_head_row,  widen,     sum_exp,
-                             max_of,         read};
+constexpr Kernels KERNELS = table("avx2", ternary);
+constexpr Kernels LOOKUP_KERNELS = table("avx2-lookup", nullptr, &LOOKUPS);
 }  // namespace
 
 const Kernels* avx2_kernels() { return &KERNELS; }
+const Kernels* avx2_lookup_kernels() { return &LOOKUP_KERNELS; }
 
 }  // namespace bitskip

@@ -15,12 +15,9 @@ namespace {
 #include "integer_avx512vnni.inl"
 #include "ternary_by_rows.inl"
 #include "head_by_rows.inl"
+#include "table.inl"
 
-constexpr Kernels KERNELS = {"avx512vnni",         rms_norm,   quantise,      quantise_wide, swiglu,
-                             attend,         store_half_row, store_int8_row, ternary,   nullptr,
-                             head_int8,
-                             head_float,     pack_head_row,  widen,     sum_exp,
-                             max_of,         read};
+constexpr Kernels KERNELS = table("avx512vnni", ternary);
 }  // namespace
 
 const Kernels* avx512vnni_kernels() { return &KERNELS; }

@@ -11,12 +11,9 @@ namespace {
 #include "integer_avxvnni.inl"
 #include "ternary_by_rows.inl"
 #include "head_by_rows.inl"
+#include "table.inl"
 
-constexpr Kernels KERNELS = {"avxvnni",         rms_norm,   quantise,      quantise_wide, swiglu,
-                             attend,         store_half_row, store_int8_row, ternary,   nullptr,
-                             head_int8,
-                             head_float,     pack_head_row,  widen,     sum_exp,
-                             max_of,         read};
+constexpr Kernels KERNELS = table("avxvnni", ternary);
 }  // namespace
 
 const Kernels* avxvnni_kernels() { return &KERNELS; }

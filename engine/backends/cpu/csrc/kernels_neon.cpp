@@ -10,12 +10,9 @@ namespace {
 #include "integer_neon.inl"
 #include "ternary_by_rows.inl"
 #include "head_by_rows.inl"
+#include "table.inl"
 
-constexpr Kernels KERNELS = {"neon",         rms_norm,   quantise,      quantise_wide, swiglu,
-                             attend,         store_half_row, store_int8_row, ternary,   nullptr,
-                             head_int8,
-                             head_float,     pack_head_row,  widen,     sum_exp,
-                             max_of,         read};
+constexpr Kernels KERNELS = table("neon", ternary);
 }  // namespace
 
 const Kernels* neon_kernels() { return &KERNELS; }

@@ -91,9 +91,6 @@ inline __m256i both_lanes(const int8_t* p) {
     return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// GCC would delay the additions and spill what they wait for.
-inline void keep_here(__m256i& x) { asm("" : "+x"(x)); }
-
 // TILES tiles at once, so that a table is fetched once for all of them.
 template <int TILES>
 inline void digits_of(const uint8_t* tile, ptrdiff_t tile_bytes, const int8_t* tables, int32_t* acc) {

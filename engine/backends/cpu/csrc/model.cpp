@@ -54,7 +54,7 @@ void Model::pack_head(Table table) {
     packed_head_ = Pages(size_t(shape_.vocab) * hidden_stride_, Pages::Size::huge);
     constexpr int CHUNK = 256;
     team_.run([&](Team::Member& member) {
-        member.each((shape_.vocab + CHUNK - 1) / CHUNK, [&](int chunk) {
+        member.each(pieces(shape_.vocab, CHUNK), [&](int chunk) {
             const int end = std::min(shape_.vocab, (chunk + 1) * CHUNK);
             for (int v = chunk * CHUNK; v < end; v++)
                 head_scales_[v] = kernels_.pack_head_row(
@@ -201,22 +201,6 @@ void Model::tune() {
                         acc_.as<int32_t>(), acc_stride_);
     });
     fewest_for_sums_ = std::clamp(int(std::ceil(eight_rows / one_row)), 2, LOOKUP_ROWS / 2);
-}
-
-double Model::read_seconds(const uint8_t* data, size_t bytes) {
-    constexpr size_t CHUNK = 1 << 16;
-    std::atomic<uint64_t> total{0};
-    const auto started = std::chrono::steady_clock::now();
-    team_.run([&](Team::Member& member) {
-        uint64_t sum = 0;
-        member.each(int((bytes + CHUNK - 1) / CHUNK), [&](int chunk) {
-            const size_t begin = size_t(chunk) * CHUNK;
-            sum += kernels_.read(data + begin, std::min(CHUNK, bytes - begin));
-        });
-        total += sum;
-    });
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
-    return total.load() == ~uint64_t(0) ? 0.0 : taken.count();  // the sum is used: it is computed
 }
 
 }  // namespace bitskip

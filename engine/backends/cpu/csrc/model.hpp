@@ -31,8 +31,8 @@ struct Part {
     float scale;
     int offset;  // of its first output among those of its matrix
 
-    int quads() const { return (outputs + QUAD - 1) / QUAD; }
-    int tiles() const { return (outputs + TILE - 1) / TILE; }
+    int quads() const { return pieces(outputs, QUAD); }
+    int tiles() const { return pieces(outputs, TILE); }
 };
 
 // Linears that share an input.
@@ -41,7 +41,7 @@ struct Matrix {
     int inputs = 0;
     int outputs = 0;  // each part's rounded up to a tile
 
-    int blocks() const { return round_up(inputs, BLOCK) / BLOCK; }
+    int blocks() const { return pieces(inputs, BLOCK); }
     ptrdiff_t tile_bytes() const { return ptrdiff_t(blocks()) * BLOCK / 4 * TILE; }
 };
 
@@ -125,8 +125,6 @@ public:
     };
     std::vector<Memory> kv_memory(int layer, int block) const;
     const float* state(int index) const { return states_.as<float>() + ptrdiff_t(index) * hidden_stride_; }
-    // Seconds that the team takes to read `bytes` once: the floor under a sweep.
-    double read_seconds(const uint8_t* data, size_t bytes);
 
 private:
     struct Segment {  // layers in which the same rows are active
@@ -136,7 +134,7 @@ private:
 
         int count() const { return int(active.size()); }
         // Rows go in groups of LOOKUP_ROWS; the last may be half as wide.
-        int groups() const { return (count() + LOOKUP_ROWS - 1) / LOOKUP_ROWS; }
+        int groups() const { return pieces(count(), LOOKUP_ROWS); }
         int width(int group) const {
             return count() - group * LOOKUP_ROWS > LOOKUP_ROWS / 2 ? LOOKUP_ROWS : LOOKUP_ROWS / 2;
         }

@@ -26,10 +26,9 @@ constexpr const char* NOT_FINITE =
     "an activation is infinite or not a number: the weights lead out of the range of float32";
 
 const Kernels& find_kernels(const std::string& name) {
-    for (int i = 0; i < NUM_ISAS; i++) {
-        const bool wanted = name == "auto" || name == ISAS[i].kernels->name;
-        if (wanted && ISAS[i].runs_here()) return *ISAS[i].kernels;
-    }
+    if (name == "auto") return fastest_kernels();
+    for (int i = 0; i < NUM_ISAS; i++)
+        if (name == ISAS[i].kernels->name && ISAS[i].runs_here()) return *ISAS[i].kernels;
     throw std::invalid_argument("instruction set " + name + " cannot run here");
 }
 
@@ -287,11 +286,6 @@ public:
                          model_.shape().hidden * sizeof(float));
     }
 
-    double read_seconds(const nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>& data) {
-        nb::gil_scoped_release release;
-        return model_.read_seconds(data.data(), data.size());
-    }
-
 private:
     [[noreturn]] static void not_finite() {
         PyErr_SetString(PyExc_FloatingPointError, NOT_FINITE);
@@ -449,8 +443,7 @@ NB_MODULE(_native, m) {
         .def("pick", &Binding::pick)
         .def("kv_bytes", &Binding::kv_bytes,
              "For tests: one layer of a block, as `Model::kv_memory` lays it out.")
-        .def("state_bytes", &Binding::state_bytes, "For tests: an exit state's float32 values.")
-        .def("read_seconds", &Binding::read_seconds);
+        .def("state_bytes", &Binding::state_bytes, "For tests: an exit state's float32 values.");
 }
 
 }  // namespace bitskip

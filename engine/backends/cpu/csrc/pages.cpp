@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <new>
-#include <utility>
 
 namespace bitskip {
 
@@ -20,15 +19,6 @@ Pages::Pages(size_t bytes, Size size) : bytes_(bytes) {
 
 Pages::~Pages() {
     if (data_) munmap(data_, bytes_);
-}
-
-Pages::Pages(Pages&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-Pages& Pages::operator=(Pages&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
 }
 
 }  // namespace bitskip

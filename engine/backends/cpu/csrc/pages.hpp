@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <utility>
 
 namespace bitskip {
 
@@ -13,8 +14,13 @@ public:
     // `huge` asks for large pages, which spare address translation and cost at most one of slack.
     Pages(size_t bytes, Size size);
     ~Pages();
-    Pages(Pages&& other) noexcept;
-    Pages& operator=(Pages&& other) noexcept;
+    Pages(Pages&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Pages& operator=(Pages&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(bytes_, other.bytes_);
+        return *this;
+    }
 
     template <class T>
     T* as() const { return static_cast<T*>(data_); }

@@ -13,8 +13,6 @@ constexpr float HALF_LIMIT = 65520.0f;         // the least float that float16 r
 // Longer queries could make sums of both infinities, and a NaN among scores loses its key unseen.
 constexpr float QUERY_LIMIT = 1e30f;
 
-int pieces(int count, int size) { return (count + size - 1) / size; }
-
 int chunk_tiles(const Matrix& matrix) {
     // The kernels take two tiles at a time.
     return int(std::max<ptrdiff_t>(2, GEMM_CHUNK_BYTES / matrix.tile_bytes()));

@@ -2,7 +2,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <utility>
 
 #include "pages.hpp"
 
@@ -16,15 +15,6 @@ Pages::Pages(size_t bytes, Size) : bytes_(bytes) {
 
 Pages::~Pages() {
     if (data_) ::operator delete(data_, std::align_val_t(64));
-}
-
-Pages::Pages(Pages&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-Pages& Pages::operator=(Pages&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
 }
 
 }  // namespace bitskip

@@ -215,8 +215,8 @@ void attention(Comparison& c) {
     constexpr int BLOCK_SIZES[] = {1, 3, 16, 32};
     Attention a{};
     a.group = c.between(1, 9);
-    a.head_dim = HEAD_DIMS[c.between(0, 7)];
-    a.head_stride = round_up(a.head_dim, LANES);
+    const int head_dim = HEAD_DIMS[c.between(0, 7)];
+    a.head_stride = round_up(head_dim, LANES);
     a.block_size = BLOCK_SIZES[c.between(0, 3)];
     a.num_keys = c.between(1, 100);
     a.dtype = c.chance(50) ? KvDtype::float16 : KvDtype::int8;
@@ -233,7 +233,7 @@ void attention(Comparison& c) {
     Buffer<uint16_t> halves[2];
     Buffer<int8_t> bytes[2];
     for (int g = 0; g < a.group; g++) {
-        const auto x = c.floats(a.head_dim);
+        const auto x = c.floats(head_dim);
         std::copy_n(x.data(), a.head_stride, queries.data() + g * a.head_stride);
     }
     a.queries = queries.data();
@@ -370,14 +370,6 @@ void head(Comparison& c) {
     }
 }
 
-void read(Comparison& c) {
-    const int size = c.between(0, 1000);
-    const auto data = c.halves(size);
-    c.run<int64_t>("read", 1, [&](const Kernels& k, int64_t* out) {
-        out[0] = int64_t(k.read(reinterpret_cast<const uint8_t*>(data.data()), size));
-    });
-}
-
 // The scalar code, but sums in plain order, and without the last block.
 const Kernels* mutant(const Kernels* scalar) {
     static Kernels table = *scalar;
@@ -428,7 +420,7 @@ int main(int argc, char** argv) {
     for (const Kernels* kernels : chosen) {
         Comparison comparison(*scalar, *kernels);
         for (int i = 0; i < rounds; i++)
-            for (auto* part : {vectors, quantisations, attention, ternary, lookups, head, read})
+            for (auto* part : {vectors, quantisations, attention, ternary, lookups, head})
                 part(comparison);
         equal = comparison.report() && equal;
     }

@@ -8,19 +8,13 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "check.hpp"
 #include "kernels.hpp"
 #include "noise.hpp"
 #include "products.hpp"
-
-#define CHECK(condition)                                                                    \
-    do {                                                                                    \
-        if (!(condition)) {                                                                 \
-            std::printf("%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition);       \
-            std::exit(1);                                                                   \
-        }                                                                                   \
-    } while (0)
 
 namespace bitskip {
 namespace {
@@ -321,7 +315,6 @@ void test_attention(const Kernels& k) {
             for (KvDtype dtype : {KvDtype::float16, KvDtype::int8}) {
                 Attention a{};
                 a.group = between(1, 9);
-                a.head_dim = head_dim;
                 a.head_stride = round_up(head_dim, LANES);
                 a.block_size = block_size;
                 a.dtype = dtype;
@@ -405,6 +398,16 @@ void test_noise_bounds() {
     CHECK(gumbel(~0u) <= bound.greatest());
 }
 
+// The first that this machine has, or another way of the same instructions.
+void test_choice() {
+    for (int first = 0; first < NUM_ISAS; first++) {
+        int expected = first;
+        while (!ISAS[expected].runs_here()) expected++;
+        const std::string chosen = fastest_kernels(first).name, name = ISAS[expected].kernels->name;
+        CHECK(chosen == name || (name == "avx2" && chosen == "avx2-lookup"));
+    }
+}
+
 int main() {
     test_noise_bounds();
     for (int i = 0; i < NUM_ISAS; i++) {
@@ -415,6 +418,7 @@ int main() {
             test(kernels);
         std::printf("%s: all kernels as the formulas say\n", kernels.name);
     }
+    test_choice();
     return 0;
 }
 

@@ -8,15 +8,8 @@
 #include <random>
 #include <vector>
 
+#include "check.hpp"
 #include "model.hpp"
-
-#define CHECK(condition)                                                                    \
-    do {                                                                                    \
-        if (!(condition)) {                                                                 \
-            std::printf("%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition);       \
-            std::exit(1);                                                                   \
-        }                                                                                   \
-    } while (0)
 
 namespace bitskip {
 namespace {

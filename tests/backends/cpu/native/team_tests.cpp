@@ -6,15 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "check.hpp"
 #include "team.hpp"
-
-#define CHECK(condition)                                                                    \
-    do {                                                                                    \
-        if (!(condition)) {                                                                 \
-            std::printf("%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition);       \
-            std::exit(1);                                                                   \
-        }                                                                                   \
-    } while (0)
 
 namespace bitskip {
 namespace {
