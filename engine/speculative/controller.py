@@ -39,7 +39,7 @@ from engine.speculative.planning import (
 
 PROBE_SHARE = 0.01
 """Share of the time that may go into finding out how drafts of idle sequences would fare."""
-SWITCH_SHARE = 0.01
+SWITCH_SHARE = 0.005
 """The same for rounds with drafts where none seems best, and the other way round."""
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
@@ -128,7 +128,10 @@ class DraftController:
     def __init__(self, costs: CostModel) -> None:
         self._costs = costs
         self._sources: dict[int, SourceRecord] = {}
-        self._overhead_s = RunningMedian()
+        self._round_s = RunningMedian()
+        """What is around the passes of a round without drafts."""
+        self._drafting_s = RunningMedian()
+        """What is around each draft pass."""
         self._watches: dict[int, _Watch] = {}
         self._last_ratio: float | None = None
 
@@ -142,8 +145,9 @@ class DraftController:
             prefill.row_layers + sum(candidate.depth for candidate in candidates),
             prefill.head_rows + len(candidates),
         )
-        overhead_s = self._overhead_s.value if len(self._overhead_s) else 0.0
-        so_far = Estimate(self._costs, load, overhead_s)
+        so_far = Estimate(
+            self._costs, load, self._round_s.value_or(0.0), self._drafting_s.value_or(0.0)
+        )
         members = self._members(candidates, so_far)
         if not members:
             return DraftRound([NOTHING] * len(candidates), members, self._sources, so_far, 0.0)
@@ -158,9 +162,15 @@ class DraftController:
 
     def learn(self, passes: Iterable[tuple[PassShape, float]], overhead_s: float) -> None:
         """A round's passes took so many seconds each, and all that is around them so many."""
+        num_drafting = 0
         for shape, duration_s in passes:
             self._costs.observe(shape, duration_s)
-        self._overhead_s.add(overhead_s)
+            num_drafting += shape.is_draft
+        if num_drafting:
+            around_drafts_s = overhead_s - self._round_s.value_or(overhead_s)
+            self._drafting_s.add(max(0.0, around_drafts_s / num_drafting))
+        else:
+            self._round_s.add(overhead_s)
 
     # --- whose drafts come from where --------------------------------------------------------
 

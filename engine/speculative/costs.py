@@ -41,7 +41,7 @@ PRIOR_WEIGHT = 0.1
 """Passes that the formula as it stands counts for."""
 MIN_PART = 0.02
 """The least that a part of the formula may weigh, whatever the passes seem to say."""
-REFRESH_INTERVAL = 8
+REFRESH_INTERVAL = 32
 """Passes for which worked-out corrections stay as they are."""
 
 
@@ -110,6 +110,10 @@ class RunningMedian:
     def value(self) -> float:
         """The median; there must be a value."""
         return self._ordered[(len(self._ordered) - 1) // 2]
+
+    def value_or(self, default: float) -> float:
+        """The median, or `default` before there is a value."""
+        return self.value if self._ordered else default
 
 
 def lower_median(values: Sequence[float]) -> float:

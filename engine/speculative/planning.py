@@ -83,18 +83,22 @@ class Member:
 class Estimate:
     """A round as it is planned so far: its expected tokens and its predicted time."""
 
-    __slots__ = ("_costs", "load", "other_s", "tokens")
+    __slots__ = ("_around_s", "_costs", "load", "other_s", "tokens")
 
-    def __init__(self, costs: CostModel, load: Load, other_s: float) -> None:
-        """Rows without drafts, each of whose head rows brings a token, and time besides sweeps."""
+    def __init__(self, costs: CostModel, load: Load, other_s: float, around_s: float = 0.0) -> None:
+        """Rows without drafts, each of whose head rows brings a token, and time besides sweeps.
+
+        `around_s` is what each draft pass takes of such time.
+        """
         self._costs = costs
+        self._around_s = around_s
         self.load = load
         self.other_s = other_s
         self.tokens = float(load.head_rows)
 
     def copy(self) -> Estimate:
         """The same, to go on from."""
-        other = Estimate(self._costs, self.load, self.other_s)
+        other = Estimate(self._costs, self.load, self.other_s, self._around_s)
         other.tokens = self.tokens
         return other
 
@@ -106,7 +110,9 @@ class Estimate:
     def pass_s(self, fixed: Sequence[Member], more: Sequence[Member]) -> float:
         """What a draft pass for `fixed` takes longer for drafting for `more` too."""
         seconds = self._costs.predict(_pass_shape([*fixed, *more]))
-        return seconds - self._costs.predict(_pass_shape(fixed)) if fixed else seconds
+        if fixed:
+            return seconds - self._costs.predict(_pass_shape(fixed))
+        return seconds + self._around_s
 
     @property
     def seconds(self) -> float:
@@ -166,6 +172,8 @@ def lengthen(
     `passes` are those that are run in any case. The round that comes of it is `estimate` itself
     where nobody gets a draft; if `forced`, somebody does, though it may not pay.
     """
+    if not members:
+        return Lengths(estimate, [])
     active = sorted(members, key=lambda member: -member.acceptance)
     lengths = dict.fromkeys(map(id, active), 0)
     best, best_ratio, best_lengths = estimate, 0.0 if forced else estimate.ratio, lengths

@@ -15,7 +15,7 @@ from benchmarks.worker import Worker
 AGREEMENT = 0.85
 """Which synthetic checkpoint: plain decoding does not depend on it."""
 PROMPT_TOKENS = 16
-TOKENS = {1: 64, 2: 48, 4: 32, 8: 32}
+TOKENS = {1: 128, 2: 96, 4: 64, 8: 48}
 """Tokens per sequence, by the number of sequences."""
 SLOW_TOKENS = 8
 """For transformers, which takes as long for these as others for all."""

@@ -15,7 +15,7 @@ PROMPTS = (
     "One day, a girl named Lily",
     "Tom and his mom went to the park.",
 )
-TOKENS = 96
+TOKENS = 320
 STREAMS = (1, 4)
 
 

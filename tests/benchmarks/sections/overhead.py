@@ -10,7 +10,7 @@ from benchmarks.sections.decode import AGREEMENT
 from benchmarks.worker import Worker
 
 PROMPT_TOKENS = 8
-TOKENS = 48
+TOKENS = 160
 
 
 def run(bench: Bench, record: Recorder) -> None:

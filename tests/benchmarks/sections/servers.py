@@ -17,7 +17,7 @@ from benchmarks.serving import BitSkipDialect, Dialect, LlamaDialect, Server, de
 
 AGREEMENT = 0.85
 PROMPT_TOKENS = 16
-TOKENS = 64
+TOKENS = 128
 STREAMS = (1, 4)
 LLAMA_DRAFTS = (1, 2, 3)
 """Drafts per round; 3 is llama.cpp's default."""
