@@ -349,7 +349,8 @@ def _logprobs(token_id: int, count: int | None) -> TokenLogprobs | None:
     if count is None:
         return None
     logprob = float("-inf") if token_id == ord("a") else -1.0 - token_id / 512
-    return TokenLogprobs(token_id, logprob, tuple((65 + i, -0.5 * i - 0.1) for i in range(count)))
+    top = tuple((65 + i, -0.5 * i - 0.1) for i in range(count))
+    return TokenLogprobs(token_id, logprob, top, rank=token_id + 1)
 
 
 def _cut(tokens: list[TokenOutput], num_characters: int) -> Iterator[TokenOutput]:
