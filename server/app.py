@@ -9,7 +9,8 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from engine.errors import BitSkipError
+from engine.errors import BitSkipError, ConfigError
+from server.chat_template import ChatTemplate
 from server.context import ServerContext, system_fingerprint
 from server.engine_api import Engine
 from server.errors import error_response, kind_of, status_response
@@ -32,6 +33,23 @@ async def _answer_http_error(_: Request, error: Exception) -> JSONBody:
     return status_response(error.status_code, error.detail, error.headers)
 
 
+def _chat_template(
+    engine: Engine, settings: ServerSettings, clock: Callable[[], float]
+) -> ChatTemplate | None:
+    """The template of the settings, or else the model's own; raises `ConfigError`."""
+    source, origin = engine.tokenizer.chat_template, "the model's chat template"
+    if settings.chat_template is not None:
+        origin = str(settings.chat_template)
+        try:
+            source = settings.chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{origin} cannot be read ({error})") from error
+    if source is None:
+        return None
+    special_tokens = engine.tokenizer.special_tokens
+    return ChatTemplate(source, special_tokens, clock=clock, origin=origin)
+
+
 def create_app(
     engine: Engine,
     settings: ServerSettings,
@@ -42,7 +60,8 @@ def create_app(
     """An application that serves `engine` and exports its metrics to `registry`.
 
     Neither starts nor stops the engine: whoever made it does (see `server.lifecycle`).
-    `registry` must not hold another application's metrics.
+    `registry` must not hold another application's metrics. Raises `ConfigError` for a chat
+    template that cannot be used.
     """
     model_names = settings.served_model_name or (settings.default_model_name,)
     exporter = MetricsExporter(
@@ -68,6 +87,7 @@ def create_app(
         exporter=exporter,
         model_names=model_names,
         fingerprint=system_fingerprint(engine),
+        chat_template=_chat_template(engine, settings, clock),
         clock=clock,
         started_at=int(clock()),
     )

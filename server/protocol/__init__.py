@@ -1,27 +1,23 @@
 """The bodies of requests, one model per endpoint."""
 
-from server.protocol.base import (
-    NO_EFFECT_FIELDS,
-    UNHONOURED_FIELDS,
-    RequestModel,
-    check_unhonoured,
-    parse_request,
-    unknown_fields,
-    validate,
-)
+from server.protocol.base import RequestModel, parse_request, unknown_fields, validate
+from server.protocol.chat import ChatCompletionRequest, ChatMessage
 from server.protocol.completions import CompletionRequest, Prompt
+from server.protocol.errors import invalid_field
 from server.protocol.generation import GenerationRequest, SpeculativeOptions, StreamOptions
+from server.protocol.refused import NO_EFFECT_FIELDS
 
 __all__ = [
     "NO_EFFECT_FIELDS",
-    "UNHONOURED_FIELDS",
+    "ChatCompletionRequest",
+    "ChatMessage",
     "CompletionRequest",
     "GenerationRequest",
     "Prompt",
     "RequestModel",
     "SpeculativeOptions",
     "StreamOptions",
-    "check_unhonoured",
+    "invalid_field",
     "parse_request",
     "unknown_fields",
     "validate",

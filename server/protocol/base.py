@@ -1,84 +1,23 @@
 """What every body has in common: strict types, `null` for not given, errors that name the field.
 
 Unknown fields are kept aside so that `unknown_fields` can name them. Whatever is wrong is raised
-as `InvalidRequestError` with the dotted name of the field.
+as `InvalidRequestError` with the dotted name of the field; indices are left out of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from engine.errors import InvalidRequestError
-
-NO_EFFECT_FIELDS = frozenset(
-    {
-        "include_obfuscation",
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
-"""Billing and storage fields, accepted without effect."""
-
-UNHONOURED_FIELDS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "suffix": (),
-        "truncate_prompt_tokens": (),
-        "allowed_token_ids": (),
-        "prompt_logprobs": (),
-        "return_token_ids": (False,),
-        "return_tokens_as_token_ids": (False,),
-        "add_special_tokens": (True,),
-        "priority": (0,),
-        "request_id": (),
-        "use_beam_search": (False,),
-        "length_penalty": (1, 1.0),
-        "early_stopping": (False,),
-        "bad_words": (),
-        "spaces_between_special_tokens": (True,),
-        "detokenize": (True,),
-        "logits_processors": (),
-        "logprob_token_ids": (),
-        "response_format": ({"type": "text"},),
-        "structured_outputs": (),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "guided_decoding_backend": (),
-        "guided_whitespace_pattern": (),
-        "prompt_embeds": (),
-        "cache_salt": (),
-        "kv_transfer_params": (),
-        "vllm_xargs": (),
-        "messages": (),
-        "max_completion_tokens": (),
-        "top_logprobs": (),
-        "tools": (),
-        "tool_choice": ("none",),
-        "functions": (),
-        "function_call": ("none",),
-    }
-)
-"""Fields that we know and do not honour → the values, besides null and the empty ones, that ask
-for nothing."""
+from server.protocol.errors import invalid_field
+from server.protocol.refused import NO_EFFECT_FIELDS, Refused, check_refused
 
 M = TypeVar("M", bound="RequestModel")
 
-
-def invalid_field(param: str, message: str) -> InvalidRequestError:
-    """The error of a field, named by its dotted name; `message` goes on from the name."""
-    return InvalidRequestError(f"{param} {message}", param=param)
+__all__ = ["RequestModel", "invalid_field", "is_integer", "parse_request", "unknown_fields"]
 
 
 def is_integer(value: object) -> bool:
@@ -91,26 +30,15 @@ class RequestModel(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
+    refused: ClassVar[Refused] = {}
+    """Known fields that are not honoured; those of the objects inside are checked here."""
+
     @model_validator(mode="before")
     @classmethod
     def _null_means_not_given(cls, data: Any) -> Any:
         if isinstance(data, dict):
             return {name: value for name, value in data.items() if value is not None}
         return data
-
-
-def asks_for_nothing(value: object, neutral: tuple[Any, ...]) -> bool:
-    """Whether a field's value is null, empty or neutral, so that ignoring it honours it."""
-    if value is None or (isinstance(value, (str, list, dict)) and not value):
-        return True
-    return any(type(value) is type(one) and value == one for one in neutral)
-
-
-def check_unhonoured(raw: Mapping[str, Any]) -> None:
-    """Raise `InvalidRequestError` for a field that we know, do not honour, and that asks."""
-    for name, neutral in UNHONOURED_FIELDS.items():
-        if name in raw and not asks_for_nothing(raw[name], neutral):
-            raise invalid_field(name, "is not supported")
 
 
 def validate(model: type[M], raw: Mapping[str, Any], prefix: str = "") -> M:
@@ -135,16 +63,17 @@ def validate(model: type[M], raw: Mapping[str, Any], prefix: str = "") -> M:
 
 def parse_request(model: type[M], raw: Mapping[str, Any]) -> M:
     """A whole body as a `model`: fields that cannot be honoured refused, the rest validated."""
-    check_unhonoured(raw)
+    check_refused(model.refused, raw)
     return validate(model, raw)
 
 
 def unknown_fields(model: RequestModel, prefix: str = "") -> Iterator[str]:
     """Dotted names of the fields that neither `model` nor we know, its objects' included."""
     for name in model.model_extra or {}:
-        if name not in NO_EFFECT_FIELDS and name not in UNHONOURED_FIELDS:
+        if name not in NO_EFFECT_FIELDS and name not in model.refused:
             yield prefix + name
     for name in type(model).model_fields:
         value = getattr(model, name)
-        if isinstance(value, RequestModel):
-            yield from unknown_fields(value, f"{prefix}{name}.")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, RequestModel):
+                yield from unknown_fields(item, f"{prefix}{name}.")
