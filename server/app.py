@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
 from engine.errors import BitSkipError, ConfigError
+from server import openapi
 from server.chat_template import ChatTemplate
 from server.context import ServerContext, system_fingerprint
 from server.engine_api import Engine
@@ -20,6 +22,12 @@ from server.routes import completions, models, operations
 from server.settings import ServerSettings
 from server.version import package_version
 from server.wire import JSONBody
+
+DESCRIPTION = (
+    "OpenAI's completions and chat from early-exit models, with self-speculative decoding: "
+    "`exit_layer` chooses the model's depth, `speculative` how its tokens are drafted, which never "
+    "changes them."
+)
 
 
 async def _answer_error(_: Request, error: Exception) -> JSONBody:
@@ -73,11 +81,11 @@ def create_app(
         vllm_names=settings.vllm_metrics,
     )
     engine.add_stats_listener(exporter.observe)
-    # No /docs here: FastAPI's page loads its scripts from a CDN.
+    # FastAPI's own page loads its scripts from a CDN; `server.openapi` has ours.
     app = FastAPI(
         title="BitSkip Server",
         version=package_version(),
-        openapi_url=None,
+        description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
     )
@@ -94,6 +102,7 @@ def create_app(
     app.add_middleware(RequestBoundary)
     app.add_exception_handler(BitSkipError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    for module in (completions, models, operations):
+    for module in (completions, models, operations, openapi):
         app.include_router(module.router)
+    app.openapi = lru_cache(partial(openapi.build_openapi, app))
     return app

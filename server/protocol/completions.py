@@ -52,7 +52,7 @@ class CompletionRequest(GenerationRequest):
         description="A text, several texts, token ids, or several lists of token ids.",
         examples=["Once upon a time"],
     )
-    max_tokens: int = Field(default=16, examples=[80])
+    max_tokens: int = Field(default=16, json_schema_extra={"minimum": 0}, examples=[80])
     logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = Field(
         default=None, description="Report logprobs, with so many alternatives each."
     )

@@ -49,6 +49,11 @@ def _check_exit_method(options: SpeculativeOptions) -> SpeculativeOptions:
     return options
 
 
+def _range(low: int, high: int | None = None) -> dict[str, Any]:
+    """Limits for the document; the engine checks them, in its own words."""
+    return {"minimum": low} if high is None else {"minimum": low, "maximum": high}
+
+
 def _check_truncation(value: int) -> int:
     if value != -1 and value < 1:
         raise invalid_field("truncate_prompt_tokens", "must be at least 1, or -1")
@@ -128,13 +133,19 @@ class GenerationRequest(RequestModel):
         description="Add each token's `source`: `draft`, `corrected`, `bonus` or `plain`.",
         examples=[True],
     )
-    temperature: float = Field(default=1.0, description="0 is greedy.")
-    top_p: float = 1.0
-    top_k: int = Field(default=0, description="0 and -1 keep every token.")
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float = Field(
+        default=1.0, description="0 is greedy.", json_schema_extra=_range(0, 100)
+    )
+    top_p: float = Field(default=1.0, json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})
+    top_k: int = Field(
+        default=0, description="0 and -1 keep every token.", json_schema_extra=_range(-1)
+    )
+    min_p: float = Field(default=0.0, json_schema_extra=_range(0, 1))
+    presence_penalty: float = Field(default=0.0, json_schema_extra=_range(-2, 2))
+    frequency_penalty: float = Field(default=0.0, json_schema_extra=_range(-2, 2))
+    repetition_penalty: float = Field(
+        default=1.0, json_schema_extra={"exclusiveMinimum": 0, "maximum": 100}
+    )
     logit_bias: Annotated[
         dict[int, float] | None,
         PlainValidator(_parse_logit_bias, json_schema_input_type=dict[str, float] | None),
@@ -142,7 +153,11 @@ class GenerationRequest(RequestModel):
     allowed_token_ids: list[int] | None = Field(
         default=None, description="The only tokens that may be generated."
     )
-    min_tokens: int = 0
+    min_tokens: int = Field(
+        default=0,
+        description="No end before so many tokens; at most `max_tokens`.",
+        json_schema_extra=_range(0),
+    )
     ignore_eos: bool = False
     stop: Annotated[
         list[str],

@@ -10,7 +10,13 @@ from engine.errors import BitSkipError
 from server.context import get_context
 from server.errors import rejection_reason
 from server.generation import CHAT, COMPLETIONS, Endpoint, R, submit
-from server.protocol import parse_request, unknown_fields
+from server.openapi import json_body, stream_responses
+from server.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    parse_request,
+    unknown_fields,
+)
 from server.streaming import EventStream, event_frames, unless_disconnected
 from server.wire import JSONBody, read_object
 
@@ -18,14 +24,59 @@ logger = logging.getLogger(__name__)
 
 router = APIRouter()
 
+COMPLETION_EXAMPLES = {
+    "a story drafted by three layers": {
+        "prompt": "Once upon a time",
+        "max_tokens": 80,
+        "temperature": 0.5,
+        "speculative": {"exit_layer": 3, "num_speculations": 4},
+        "return_metrics": True,
+    },
+    "a stream from the first six layers": {
+        "prompt": "The cat",
+        "exit_layer": 6,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_sources": True,
+    },
+    "the score of a prompt": {"prompt": "The dog", "max_tokens": 0, "echo": True, "logprobs": 2},
+}
+CHAT_EXAMPLES = {
+    "a story": {
+        "messages": [{"role": "user", "content": "Once upon a time"}],
+        "max_completion_tokens": 80,
+        "temperature": 0.5,
+        "speculative": {"exit_layer": 3},
+        "return_metrics": True,
+    },
+    "to be continued": {
+        "messages": [
+            {"role": "user", "content": "Tell me of a cat."},
+            {"role": "assistant", "content": "There was a"},
+        ],
+        "continue_final_message": True,
+        "max_completion_tokens": 40,
+    },
+}
 
-@router.post("/v1/completions", response_model=None)
+
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    openapi_extra=json_body(CompletionRequest, COMPLETION_EXAMPLES),
+    responses=stream_responses("CompletionAnswer", "CompletionChunk"),
+)
 async def create_completion(http: Request) -> Response:
     """Complete one or several prompts, whole or as a stream."""
     return await _answer(http, COMPLETIONS)
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    openapi_extra=json_body(ChatCompletionRequest, CHAT_EXAMPLES),
+    responses=stream_responses("ChatAnswer", "ChatChunk"),
+)
 async def create_chat_completion(http: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     return await _answer(http, CHAT)

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from server.generation import sampling_params
 
 from engine.errors import InvalidRequestError
 from engine.types import DraftMethod, SamplingParams, SpeculativeParams
+from server.generation import sampling_params
 from server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
