@@ -6,6 +6,7 @@ models that check the bodies.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from importlib import resources
@@ -92,9 +93,10 @@ def build_openapi(app: FastAPI) -> Json:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-    for path in document["paths"].values():
-        path.pop("head", None)
-        for operation in path.values():
+    for path, operations in document["paths"].items():
+        operations.pop("head", None)
+        for method, operation in operations.items():
+            operation["operationId"] = method + re.sub(r"\W+", "_", path)
             _put_errors_right(operation["responses"])
     # Where a field may be left out, a request may say null; an answer's fields are as they are.
     requests = _definitions(REQUEST_MODELS)
