@@ -341,7 +341,8 @@ def test_priority_decides_who_is_served_first(
     num_choices, before = 100, num_arrived()
     long = {**body, "max_tokens": 1900, "n": num_choices, "priority": -9, "stream": True}
     with chatty.http.stream("POST", route.path, json=long) as blocking:
-        next(blocking.iter_raw())
+        chunks = blocking.iter_raw()  # Held: the stream is closed with it.
+        next(chunks)
         for number, thread in enumerate(threads, start=1):
             thread.start()
             expected = before + num_choices + number
