@@ -65,18 +65,23 @@ def json_body(model: type[RequestModel], examples: Mapping[str, Json]) -> Json:
 
 def stream_responses(answer: str, chunk: str) -> dict[int | str, Json]:
     """A route's `responses`: a whole answer or a stream of chunks, by their models' names."""
-    stream = {
+    values = [{"$ref": _REF.format(model=model)} for model in (chunk, "ErrorAnswer")]
+    value = {
         "type": "string",
-        "description": f"Lines `data: {chunk}`, each followed by an empty one, then "
-        "`data: [DONE]`; an error comes as an event too.",
         "contentMediaType": "application/json",
-        "contentSchema": {"$ref": _REF.format(model=chunk)},
+        "contentSchema": {"anyOf": values},
+    }
+    event = {
+        "type": "object",
+        "description": f"One event, on one line: a {chunk}, or an error; the last is [DONE].",
+        "properties": {"data": {"anyOf": [value, {"type": "string", "const": "[DONE]"}]}},
+        "required": ["data"],
     }
     found: Json = {
         "description": "The whole answer, or with `stream: true` its chunks.",
         "content": {
             "application/json": {"schema": {"$ref": _REF.format(model=answer)}},
-            "text/event-stream": {"schema": stream},
+            "text/event-stream": {"schema": event},
         },
     }
     responses: dict[int | str, Json] = {200: found}

@@ -143,21 +143,21 @@ def test_many_at_once_with_the_async_client(chatty: ServedProcess) -> None:
         async with async_client(chatty) as client:
 
             async def whole(seed: int) -> str:
-                options = SAMPLING | {"seed": seed}
+                options: Any = SAMPLING | {"seed": seed}
                 answer = await client.chat.completions.create(
                     model="tiny", messages=MESSAGES, **options
                 )
                 return answer.choices[0].message.content
 
             async def streamed(seed: int) -> str:
-                options = SAMPLING | {"seed": seed, "stream": True}
+                options: Any = SAMPLING | {"seed": seed, "stream": True}
                 stream = await client.chat.completions.create(
                     model="tiny", messages=MESSAGES, **options
                 )
                 return "".join([c.choices[0].delta.content async for c in stream])
 
             async def completed() -> str:
-                options = SAMPLING | {"stream": True}
+                options: Any = SAMPLING | {"stream": True}
                 stream = await client.completions.create(model="tiny", prompt=PROMPT, **options)
                 return "".join([chunk.choices[0].text async for chunk in stream])
 
