@@ -124,6 +124,8 @@ class Request:
         """How this choice's drafts have fared, by draft exit."""
 
         self.status = RequestStatus.WAITING
+        self.place = (params.priority, 0)
+        """Order of service: priority, then arrival."""
         self.blocks: list[int] = []
         self.commit_state: CommitState | None = None
         self.slot: int | None = None
@@ -194,6 +196,10 @@ class Request:
         return self.tokens[position] if position < known else self.drafts[position - known]
 
     # --- transitions between rounds ----------------------------------------------------------
+
+    def arrive(self, number: int) -> None:
+        """Take the place of arrival `number` among the choices of the same priority."""
+        self.place = (self.params.priority, number)
 
     def admit(
         self, blocks: list[int], commit_state: CommitState, num_cached: int, slot: int, now_s: float

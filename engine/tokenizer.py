@@ -36,7 +36,9 @@ class Tokenizer:
     `vocab_size` is one more than the highest id. Ids without a token (holes, and the ids that
     pad a model's vocabulary) stand for no bytes. `special_ids` are the tokens that
     `skip_special_tokens` leaves out. `eos_token_ids` are all the ids that end a text, the
-    tokenizer's own first; `eos_token_id` is the first of them.
+    tokenizer's own first; `eos_token_id` is the first of them. `special_tokens` gives the texts
+    of those with a role (`bos_token` …), and `chat_template` the Jinja source that turns messages
+    into a prompt, where the files have one.
     """
 
     vocab_size: int
@@ -44,12 +46,16 @@ class Tokenizer:
     eos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    special_tokens: Mapping[str, str]
+    chat_template: str | None
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
         eos_token_ids: Iterable[int] = (),
         bos_token_id: int | None = None,
+        special_tokens: Mapping[str, str] = MappingProxyType({}),
+        chat_template: str | None = None,
     ) -> None:
         """Take over `backend`; raises `TokenizerError` unless its decoder is ByteLevel."""
         kind = "none" if backend.decoder is None else type(backend.decoder).__name__
@@ -69,6 +75,8 @@ class Tokenizer:
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self.eos_token_id = self.eos_token_ids[0] if self.eos_token_ids else None
         self.bos_token_id = bos_token_id
+        self.special_tokens = MappingProxyType(dict(special_tokens))
+        self.chat_template = chat_template
         self._bytes = [b""] * self.vocab_size
         for text, index in vocabulary.items():
             is_special = index in self.special_ids
@@ -81,13 +89,20 @@ class Tokenizer:
         `tokenizer_config.json`, `special_tokens_map.json` and `generation_config.json`, where
         present and in this order, say which tokens are special, EOS and BOS; where all are
         silent, `<|endoftext|>` is both, if there is one. Tokens that they name and the
-        vocabulary lacks are ignored with a warning: no id is made up.
+        vocabulary lacks are ignored with a warning: no id is made up. The chat template is
+        `chat_template.jinja`, or else what `tokenizer_config.json` says.
 
         Raises `TokenizerError` naming the file that is missing or broken, or the decoder when
         it is not ByteLevel.
         """
         files = read_directory(path)
-        return cls(files.backend, files.eos_token_ids, files.bos_token_id)
+        return cls(
+            files.backend,
+            files.eos_token_ids,
+            files.bos_token_id,
+            files.special_tokens,
+            files.chat_template,
+        )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`; a special token's text inside it becomes that token.

@@ -31,6 +31,7 @@ _ROLES = (
     "cls_token",
     "mask_token",
 )
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -42,6 +43,10 @@ class TokenizerFiles:
     eos_token_ids: tuple[int, ...]
     """The tokenizer's EOS first, then those of `generation_config.json`."""
     bos_token_id: int | None
+    special_tokens: Mapping[str, str]
+    """Role (`bos_token`, `eos_token` …) → text, as chat templates know them."""
+    chat_template: str | None
+    """The Jinja source that turns messages into a prompt."""
 
 
 def read_directory(path: Path) -> TokenizerFiles:
@@ -71,6 +76,7 @@ def read_directory(path: Path) -> TokenizerFiles:
     generation_file = path / "generation_config.json"
     generation = _read_optional(generation_file)
     ids: dict[str, tuple[int, ...]] = {}
+    special_tokens = {role: text for role, text in roles.items() if text is not None}
     for role in ("eos_token", "bos_token"):
         text = roles.get(role)
         own = backend.token_to_id(text) if text is not None else None
@@ -78,8 +84,28 @@ def read_directory(path: Path) -> TokenizerFiles:
         found += _ids(generation, f"{role}_id", generation_file)
         if not found and role not in roles and default is not None:
             found = [default]
+            special_tokens[role] = END_OF_TEXT
         ids[role] = tuple(found)
-    return TokenizerFiles(backend, ids["eos_token"], next(iter(ids["bos_token"]), None))
+    return TokenizerFiles(
+        backend,
+        ids["eos_token"],
+        next(iter(ids["bos_token"]), None),
+        special_tokens,
+        _read_chat_template(path, config, config_file),
+    )
+
+
+def _read_chat_template(path: Path, config: Mapping[str, Any], file: Path) -> str | None:
+    """The file of its own comes first, then the configuration's: one template, or named ones."""
+    if (path / CHAT_TEMPLATE_FILE).exists():
+        return _read_text(path / CHAT_TEMPLATE_FILE)
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(f"{file}: chat_template is neither a text nor a list of named texts")
+    return template
 
 
 def _read_text(file: Path) -> str:

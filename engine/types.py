@@ -79,6 +79,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    allowed_token_ids: tuple[int, ...] | None = None
+    """The only tokens that may be generated; None allows all."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
@@ -96,6 +98,8 @@ class SamplingParams:
     """Depth of the model that answers; None: all layers."""
     speculative: SpeculativeParams | None = None
     """None: the engine's default."""
+    priority: int = 0
+    """Lower is admitted first and preempted last; never changes tokens."""
 
     def validate(self, vocab_size: int, num_layers: int) -> None:
         """Raise `InvalidRequestError` naming the first field that cannot be honoured."""
@@ -144,12 +148,14 @@ class SamplingParams:
                 "logit_bias",
                 f"of token {token_id} must be a number from -100 to 100",
             )
-        for token_id in self.stop_token_ids:
-            check(
-                0 <= token_id < vocab_size,
-                "stop_token_ids",
-                f"names token {token_id}; the vocabulary has {vocab_size} tokens",
-            )
+        check(self.allowed_token_ids != (), "allowed_token_ids", "must not be empty")
+        for param in ("stop_token_ids", "allowed_token_ids"):
+            for token_id in getattr(self, param) or ():
+                check(
+                    0 <= token_id < vocab_size,
+                    param,
+                    f"names token {token_id}; the vocabulary has {vocab_size} tokens",
+                )
         check(all(self.stop), "stop", "must not hold an empty string")
         if self.seed is not None:
             check(
@@ -157,6 +163,7 @@ class SamplingParams:
                 "seed",
                 "must be a 64-bit integer",
             )
+        check(abs(self.priority) < SEED_LIMIT // 2, "priority", "must be a 64-bit integer")
         answering = num_layers if self.exit_layer is None else self.exit_layer
         check(
             1 <= answering <= num_layers,
@@ -186,6 +193,8 @@ class TokenLogprobs:
     logprob: float
     top: tuple[tuple[int, float], ...]
     """The most likely (token id, logprob), best first, ties to the lowest id."""
+    rank: int
+    """The token's place in that order, from 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from server.chat_template import ChatTemplate
 from server.engine_api import Engine
 from server.errors import ModelNotFoundError
 from server.metrics import MetricsExporter
@@ -26,6 +27,8 @@ class ServerContext:
     """Names under which the model is served; the first is the one that responses show."""
     fingerprint: str
     """`system_fingerprint`: equal for equal software, backend and model shape."""
+    chat_template: ChatTemplate | None
+    """What turns messages into prompts; None: chat is refused."""
     clock: Callable[[], float]
     """Unix time, in seconds."""
     started_at: int

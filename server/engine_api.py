@@ -7,7 +7,7 @@ the server's modules.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from engine.config import EngineConfig, ModelConfig
@@ -20,6 +20,16 @@ READY, LOADING, DRAINING, DEAD = "ready", "loading", "draining", "dead"
 
 class Tokenizer(Protocol):
     """Text to token ids and back."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Role (`bos_token`, `eos_token` …) → text."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own Jinja source, where it has one."""
+        ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`. Safe to call from any thread."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, FilePath, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.config import EngineConfig
@@ -55,6 +55,11 @@ class ServerSettings(BaseSettings):
     kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = Field(
         default="auto",
         description="What K/V is cached in: fp16 or int8, on the reference backend fp32 or fp16.",
+    )
+    chat_template: FilePath | None = Field(
+        default=None,
+        description="File with the Jinja template that turns messages into a prompt. Default: "
+        "the model's own.",
     )
     max_model_len: int | None = Field(
         default=None,

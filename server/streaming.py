@@ -12,8 +12,8 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from server.completions import Completion
 from server.errors import describe, kind_of
+from server.generation import Generation
 from server.wire import encode_json
 
 logger = logging.getLogger(__name__)
@@ -29,19 +29,19 @@ def frame(value: object) -> bytes:
     return b"data: " + encode_json(value) + b"\n\n"
 
 
-async def completion_frames(completion: Completion) -> AsyncGenerator[bytes, None]:
+async def event_frames(generation: Generation) -> AsyncGenerator[bytes, None]:
     """The events of a stream: chunks, an error if it failed, usage if asked for, `[DONE]`."""
     try:
-        async with aclosing(completion.events()) as chunks:
+        async with aclosing(generation.events()) as chunks:
             async for chunk in chunks:
                 yield frame(chunk)
     except Exception as error:
         if not kind_of(error).is_public:
-            logger.exception("request %s failed while streaming", completion.id)
+            logger.exception("request %s failed while streaming", generation.id)
         yield frame(describe(error))
-    options = completion.request.stream_options
+    options = generation.request.stream_options
     if options is not None and options.include_usage:
-        yield frame({**completion.envelope(), "usage": completion.usage.to_dict()})
+        yield frame({**generation.envelope(), "usage": generation.usage.to_dict()})
     yield DONE
 
 

@@ -19,8 +19,11 @@ def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> 
     shifted = logits.astype(np.float64) - float(logits.max())
     log_total = np.log(np.exp(shifted).sum())
     top = ranked(logits, num_top)
+    mine = logits[token_id]
+    num_better = np.count_nonzero(logits > mine) + np.count_nonzero(logits[:token_id] == mine)
     return TokenLogprobs(
         token_id=token_id,
         logprob=float(shifted[token_id] - log_total),
         top=tuple(zip(top.tolist(), (shifted[top] - log_total).tolist(), strict=True)),
+        rank=int(num_better) + 1,
     )

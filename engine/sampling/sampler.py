@@ -6,13 +6,14 @@ The order of processing, per position, in float64:
    positive logits are divided by it, others multiplied (Keskar et al., "CTRL", 2019);
 2. frequency, then presence penalty: tokens of the completion and the drafts only;
 3. logit bias;
-4. min_tokens: EOS and the stop tokens are banned while the completion is too short;
+4. allowed_token_ids: all others are banned; min_tokens: EOS and the stop tokens are banned while
+   the completion is too short;
 5. at temperature 0, the best token; otherwise top-k, min-p and top-p on softmax(z / T), then
    Gumbel-max: the best z + T·g of what is left, an exact sample of its softmax.
 
 vLLM's sampler (`vllm/v1/sample/sampler.py`) does the same but for two things that only matter
 together with a repetition penalty: it adds the bias before the penalties, where ours keeps its
-full strength, and its min_tokens comes first, where order is without effect. `ignore_eos` bans
+full strength, and its bans come first, where order is without effect. `ignore_eos` bans
 nothing here, as there: the engine just does not stop.
 
 The noise g is a pure function of seed, position and token id (`noise`), so that a draft and its
@@ -54,11 +55,17 @@ class SamplingState:
         self.penalises_counts = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
         self.bias_ids = np.fromiter(params.logit_bias.keys(), dtype=np.int64)
         self.biases = np.fromiter(params.logit_bias.values(), dtype=np.float64)
+        self.allowed_ids = (
+            None
+            if params.allowed_token_ids is None
+            else np.array(sorted(set(params.allowed_token_ids)), np.int64)
+        )
         filters = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
         self._is_adjusted = (
             self.penalises_repetition
             or self.penalises_counts
             or len(self.bias_ids) > 0
+            or self.allowed_ids is not None
             or (filters and params.temperature > 0.0)
         )
         self._ending_ids = np.array(sorted({*eos_token_ids, *params.stop_token_ids}), np.int64)
@@ -122,17 +129,23 @@ def sample(
     The answer is a function of the logits, the position and what the state was told: not of
     which past tokens are drafts, nor of anything sampled elsewhere. None comes only with `ids`:
     over the full vocabulary, when everything is banned or −inf (or the logits are NaN or +inf),
-    the answer is the raw logits' argmax. Ties go to the lowest id.
+    the answer is the raw logits' argmax among the allowed tokens. Ties go to the lowest id.
     """
     if ids is not None and len(ids) != len(logits):
         raise ValueError(f"{len(logits)} logits cannot be those of {len(ids)} ids")
     scores = _adjusted(logits, state, drafts, ids)
     best = int(scores.argmax()) if len(scores) else None
     if best is None or not math.isfinite(scores[best]):
-        return None if ids is not None else int(logits.argmax())
+        return None if ids is not None else _raw_best(logits, state)
     if state.params.temperature > 0.0:
         best = _draw(scores, state, position, ids)
     return best if ids is None else int(ids[best])
+
+
+def _raw_best(logits: NDArray[np.float32], state: SamplingState) -> int:
+    """The allowed token with the best logit, whatever else is banned."""
+    allowed = state.allowed_ids
+    return int(logits.argmax()) if allowed is None else int(allowed[logits[allowed].argmax()])
 
 
 def _adjusted(
@@ -145,7 +158,8 @@ def _adjusted(
     params = state.params
     banned = state.banned(len(drafts))
     penalised = state.penalises_repetition or state.penalises_counts
-    if not (penalised or len(state.bias_ids) or len(banned)):
+    restricted = state.allowed_ids is not None or len(banned) > 0
+    if not (penalised or len(state.bias_ids) or restricted):
         return logits
     scores = logits.astype(np.float64)
     # Each step reads all its values before it writes any. Where an id repeats, numpy keeps what
@@ -162,6 +176,11 @@ def _adjusted(
     if len(state.bias_ids):
         slots, found = _locate(state.bias_ids, ids, len(scores))
         scores[slots] += state.biases[found]
+    if state.allowed_ids is not None:
+        slots, _ = _locate(state.allowed_ids, ids, len(scores))
+        allowed = scores[slots]
+        scores = np.full_like(scores, -np.inf)
+        scores[slots] = allowed
     if len(banned):
         slots, _ = _locate(banned, ids, len(scores))
         scores[slots] = -np.inf

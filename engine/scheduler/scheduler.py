@@ -1,13 +1,15 @@
 """Continuous batching without phases: every running choice chases its own known tokens.
 
 A round serves all decoding choices, then as many prompt rows as fit the budget. Blocks are
-reserved before the round: first one more position for everybody, preempting the latest
-arrivals when blocks run out, and only then room for drafts, which shrink instead.
+reserved before the round: first one more position for everybody, preempting from the end of the
+order when blocks run out, and only then room for drafts, which shrink instead. The order is by
+priority, lower values first, and by arrival among equals.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
+from bisect import insort
 from collections.abc import Iterator
 
 from engine.cache.manager import KVCacheManager
@@ -17,6 +19,10 @@ from engine.scheduler.budget import PrefillBudget
 from engine.scheduler.plan import RoundPlan, Work
 
 
+def _place(request: Request) -> tuple[int, int]:
+    return request.place
+
+
 class Scheduler:
     """Decides who runs and how far; owns the waiting line, the running set and their blocks."""
 
@@ -24,8 +30,10 @@ class Scheduler:
         assert config.max_model_len is not None, "resolve() first"
         self._max_model_len = config.max_model_len
         self._cache = cache
-        self._waiting: deque[Request] = deque()
+        # Both in the order of service.
+        self._waiting: list[Request] = []
         self._running: list[Request] = []
+        self._arrivals = itertools.count()
         self._free_slots = list(reversed(range(config.max_num_seqs)))
         self.budget = PrefillBudget(
             config.prefill_budget_s, config.max_batched_tokens, config.block_size
@@ -52,8 +60,9 @@ class Scheduler:
         yield from self._waiting
 
     def add(self, request: Request) -> None:
-        """Put a new choice at the end of the line."""
-        self._waiting.append(request)
+        """Put a new choice in the line, behind those of its priority."""
+        request.arrive(next(self._arrivals))
+        insort(self._waiting, request, key=_place)
 
     def remove(self, request: Request) -> None:
         """Take out a choice that has ended, and free what it holds."""
@@ -120,7 +129,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self._give_back(request)
         request.evict()
-        self._waiting.appendleft(request)
+        insort(self._waiting, request, key=_place)
 
     def _give_back(self, request: Request) -> None:
         self._cache.free(request.blocks)
@@ -131,17 +140,15 @@ class Scheduler:
 
     def _admit(self, plan: RoundPlan, now_s: float) -> None:
         """Admit from the line in order; a choice that waits for its leader lets others pass."""
-        passed_over: list[Request] = []
-        while self._waiting and self._free_slots:
-            request = self._waiting.popleft()
-            if self._must_wait_for_leader(request):
-                passed_over.append(request)
-            elif not self._try_admit(request, now_s):
-                self._waiting.appendleft(request)
+        for request in list(self._waiting):
+            if not self._free_slots:
                 break
-            else:
-                plan.admitted.append(request)
-        self._waiting.extendleft(reversed(passed_over))
+            if self._must_wait_for_leader(request):
+                continue
+            if not self._try_admit(request, now_s):
+                break
+            self._waiting.remove(request)
+            plan.admitted.append(request)
 
     def _must_wait_for_leader(self, request: Request) -> bool:
         leader = request.leader
@@ -163,7 +170,7 @@ class Scheduler:
             return False
         slot = self._free_slots.pop()
         request.admit(blocks, self._cache.commit_state(match), match.num_tokens, slot, now_s)
-        self._running.append(request)
+        insort(self._running, request, key=_place)
         return True
 
     # --- prompt rows -------------------------------------------------------------------------

@@ -46,6 +46,9 @@ def serve(
     backend: Annotated[str | None, _option("backend", "--backend")] = None,
     head_dtype: Annotated[str | None, _option("head_dtype", "--head-dtype")] = None,
     kv_dtype: Annotated[str | None, _option("kv_dtype", "--kv-dtype")] = None,
+    chat_template: Annotated[
+        str | None, _option("chat_template", "--chat-template", metavar="FILE")
+    ] = None,
     max_model_len: Annotated[int | None, _option("max_model_len", "--max-model-len")] = None,
     max_num_seqs: Annotated[int | None, _option("max_num_seqs", "--max-num-seqs")] = None,
     kv_cache_tokens: Annotated[int | None, _option("kv_cache_tokens", "--kv-cache-tokens")] = None,

@@ -44,7 +44,10 @@ class Bench:
         """A choice with a prompt of its own of so many tokens, or with the tokens given."""
         if isinstance(prompt, int):
             prompt = self.new_tokens(prompt)
-        params = SamplingParams(prompt_logprobs=options.pop("prompt_logprobs", None))
+        params = SamplingParams(
+            prompt_logprobs=options.pop("prompt_logprobs", None),
+            priority=options.pop("priority", 0),
+        )
         fields: dict[str, Any] = {
             "request_id": "r",
             "index": 0,
@@ -296,6 +299,50 @@ def test_the_preempted_come_back_in_their_old_order() -> None:
     bench.end(requests[0])
     bench.end(requests[1])
     assert bench.plan().admitted == waiting
+
+
+# --- priority --------------------------------------------------------------------------------
+
+
+def test_lower_priorities_are_admitted_first_then_earlier_arrivals() -> None:
+    bench = Bench(max_num_seqs=1)
+    low, high, middle, high_too = (bench.add(2, priority=p) for p in (5, -3, 0, -3))
+    admitted = []
+    for _ in range(4):
+        (request,) = bench.plan().admitted
+        admitted.append(request)
+        bench.end(request)
+    assert admitted == [high, high_too, middle, low]
+
+
+def test_an_urgent_choice_that_does_not_fit_is_not_overtaken() -> None:
+    bench = Bench(num_blocks=8)
+    bench.add(16)
+    bench.round()
+    small, large = bench.add(1), bench.add(16, priority=-1)
+    assert bench.round().admitted == []
+    assert list(bench.scheduler.requests())[1:] == [large, small]
+
+
+def test_the_least_urgent_is_preempted_first_however_early_it_came() -> None:
+    bench = Bench(num_blocks=6, max_model_len=24)
+    first, second, third = (bench.add(3, priority=p) for p in (1, 0, -1))
+    plan = bench.round()
+    while not plan.num_preempted:
+        plan = bench.round()
+    assert [request for request in (first, second, third) if request.slot is None] == [first]
+    late = bench.add(1)
+    assert list(bench.scheduler.requests()) == [third, second, late, first]
+
+
+def test_an_urgent_prompt_is_read_first() -> None:
+    bench = Bench(max_batched_tokens=8)
+    bench.add(6)
+    urgent = bench.add(6, priority=-1)
+    assert [(work.request is urgent, work.num_rows) for work in bench.round().work] == [
+        (True, 6),
+        (False, 2),
+    ]
 
 
 # --- prompt rows -----------------------------------------------------------------------------

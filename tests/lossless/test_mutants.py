@@ -112,6 +112,10 @@ def penalised() -> Workload:
     return drafting(frequency_penalty=2.0, repetition_penalty=1.8)
 
 
+def restricted() -> Workload:
+    return drafting(allowed_token_ids=tuple(range(0, 48, 3)))
+
+
 def next_turns() -> Workload:
     """A conversation: what was answered comes back as the beginning of the next prompt."""
     first = request(PROMPT)
@@ -215,6 +219,11 @@ def penalties_without_drafts(patch: pytest.MonkeyPatch) -> None:
         return sample(logits, state, position, (), ids)
 
     patch.setattr(engine.rounds, "sample", forgetful)
+
+
+def drawn_from_everything(patch: pytest.MonkeyPatch) -> None:
+    """Verification lets the backend draw, which knows nothing of what is allowed."""
+    patch.setattr(Request, "needs_logits", lambda self, num_drafts: False)
 
 
 def commit_drafts(patch: pytest.MonkeyPatch) -> None:
@@ -338,6 +347,7 @@ MUTANTS: Mapping[str, Mutant] = MappingProxyType(
         "noise-without-position": Mutant(noise_without_position, drafting),
         "noise-by-round": Mutant(noise_by_round, drafting),
         "penalties-without-drafts": Mutant(penalties_without_drafts, penalised),
+        "drawn-from-everything": Mutant(drawn_from_everything, restricted),
         "commit-drafts[assertion]": Mutant(commit_drafts, next_turns, trips="in the prefix cache"),
         "commit-one-too-many": Mutant(commit_one_too_many, next_turns),
         "ignore-depth": Mutant(ignore_depth, two_depths),
@@ -350,7 +360,7 @@ MUTANTS: Mapping[str, Mutant] = MappingProxyType(
 )
 
 
-@pytest.mark.parametrize("make", [drafting, penalised, next_turns, two_depths])
+@pytest.mark.parametrize("make", [drafting, penalised, restricted, next_turns, two_depths])
 def test_the_whole_engine_passes(make: Callable[[], Workload]) -> None:
     workload = make()
     wanted = {number: expected(s) for number, s in enumerate(workload.submissions)}

@@ -29,6 +29,8 @@ def test_logprobs_are_the_log_softmax(logits: list[float], data: st.DataObject) 
     assert math.isclose(result.logprob, logits[token_id] - total, rel_tol=1e-12, abs_tol=1e-12)
     best_first = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     assert [i for i, _ in result.top] == best_first[:num_top]
+    assert result.rank == best_first.index(token_id) + 1
+    assert type(result.rank) is int
     for i, logprob in result.top:
         assert type(i) is int
         assert type(logprob) is float

@@ -91,6 +91,7 @@ CASES = {
     "penalties": SamplingParams(
         presence_penalty=0.8, frequency_penalty=0.7, repetition_penalty=1.2, logit_bias={4: 0.5}
     ),
+    "allowed": SamplingParams(allowed_token_ids=(1, 3, 4, 8, 9, 13, 20, 21, 22)),
     "min_tokens": SamplingParams(
         temperature=0.0, min_tokens=47, stop_token_ids=(2, 5), logit_bias={2: 30.0, 20: 3.0}
     ),

@@ -59,7 +59,9 @@ def slow_sample(
             z -= params.presence_penalty
         z += params.logit_bias.get(token_id, 0.0)
         ends = token_id in EOS or token_id in params.stop_token_ids
-        if not (ends and len(completion) < params.min_tokens) and z > -math.inf:
+        banned = ends and len(completion) < params.min_tokens
+        allowed = params.allowed_token_ids is None or token_id in params.allowed_token_ids
+        if allowed and not banned and z > -math.inf:
             scores[token_id] = z
     order = sorted(scores, key=lambda token_id: (-scores[token_id], token_id))
     if not order:
@@ -97,6 +99,7 @@ PARAMS = st.builds(
     logit_bias=st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-5, 5), max_size=3),
     min_tokens=st.integers(0, 9),
     stop_token_ids=st.sampled_from([(), (4,), (5, 11)]),
+    allowed_token_ids=st.sampled_from([None, None, (3,), (7, 2, 2), (0, 1, 4, 5, 9, 11)]),
 )
 
 
@@ -135,8 +138,10 @@ def test_sample_matches_the_oracle(
     assert sample(array, settled, position, (), id_array) == expected
     assert sample(array, state, position, given_drafts, id_array) == expected
     if len(ids) == VOCAB_SIZE:
-        fallback = int(array.argmax()) if expected is None else expected
-        assert sample(array, state, position, given_drafts) == fallback
+        allowed = sorted(params.allowed_token_ids or ids)
+        fallback = max(allowed, key=lambda token_id: (array[token_id], -token_id))
+        answer = sample(array, state, position, given_drafts)
+        assert answer == (fallback if expected is None else expected)
 
 
 @pytest.mark.parametrize("temperature", [1e-308, 1e-12, 0.1, 0.7, 1.0, 3.0, 100.0])
@@ -209,6 +214,11 @@ RAMP = floats(3.0, 2.5, 2.0, 1.5, 1.0, 0.5)
         ({"logit_bias": {0: -100.0, 1: -100.0}}, {2, 3, 4, 5}),
         ({"min_tokens": 1}, {0, 1, 3, 4, 5}),
         ({"min_tokens": 1, "stop_token_ids": (0, 4)}, {1, 3, 5}),
+        ({"allowed_token_ids": (4, 1)}, {1, 4}),
+        ({"allowed_token_ids": (5,), "logit_bias": {5: -100.0}}, {5}),
+        ({"allowed_token_ids": (0, 3, 4), "top_k": 2}, {0, 3}),
+        ({"allowed_token_ids": (0, 2, 4), "min_tokens": 1}, {0, 4}),
+        ({"allowed_token_ids": (2,), "min_tokens": 1}, {2}),
         ({"ignore_eos": True}, {0, 1, 2, 3, 4, 5}),
         ({}, {0, 1, 2, 3, 4, 5}),
     ],
@@ -310,7 +320,11 @@ def test_nothing_allowed(temperature: float) -> None:
     assert sample(floats(1.0, 2.0), state, 0, (), np.array(EOS)) is None
     assert sample(floats(-math.inf, 2.0), state, 0, (), np.array([1, 2])) is None
     assert sample(floats(), state, 0, (), np.array([], dtype=np.int64)) is None
-    # Over the full vocabulary there is always an answer.
+    few = make_state(SamplingParams(temperature=temperature, allowed_token_ids=(1, 3)))
+    assert sample(floats(1.0, 2.0), few, 0, (), np.array([0, 2])) is None
+    assert sample(floats(1.0, 2.0), few, 0, (), np.array([0, 3])) == 3
+    # Over the full vocabulary there is always an answer, and always an allowed one.
+    assert sample(floats(9.0, -math.inf, 9.0, -math.inf), few, 0) == 1
     assert sample(floats(-math.inf, -math.inf, 2.0), state, 0) == 2
     assert sample(floats(*[-math.inf] * 5), state, 0) == 0
     assert sample(floats(0.0, math.nan, 2.0), make_state(SamplingParams()), 0) == 1

@@ -13,21 +13,20 @@ import pytest
 
 from engine.errors import InvalidRequestError
 from engine.types import DraftMethod, SamplingParams, SpeculativeParams
-from server.completions import completion_params
+from server.generation import sampling_params
 from server.protocol import (
-    UNHONOURED_FIELDS,
+    ChatCompletionRequest,
     CompletionRequest,
+    GenerationRequest,
     StreamOptions,
-    check_unhonoured,
     parse_request,
     unknown_fields,
 )
+from server.protocol.refused import check_refused
 from support.live_server import LiveServer
 
-EVERY_FIELD: dict[str, Any] = {
+SHARED_FIELDS: dict[str, Any] = {
     "model": "tiny",
-    "prompt": "hi",
-    "max_tokens": 20,
     "min_tokens": 3,
     "temperature": 0.5,
     "top_p": 0.9,
@@ -37,6 +36,7 @@ EVERY_FIELD: dict[str, Any] = {
     "frequency_penalty": -0.5,
     "repetition_penalty": 1.25,
     "logit_bias": {"97": -50, "98": 2.5},
+    "allowed_token_ids": [97, 98],
     "stop": ["one", "two"],
     "stop_token_ids": [5, 6],
     "include_stop_str_in_output": True,
@@ -44,15 +44,45 @@ EVERY_FIELD: dict[str, Any] = {
     "skip_special_tokens": False,
     "seed": 42,
     "n": 2,
-    "logprobs": 3,
     "echo": True,
+    "prompt_logprobs": 4,
+    "truncate_prompt_tokens": 5,
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+    "priority": -3,
+    "request_id": "mine",
     "exit_layer": 6,
     "speculative": {"exit_layer": 2, "num_speculations": 4, "method": "early_exit"},
-    "stream": True,
-    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     "return_metrics": True,
     "return_token_sources": True,
+}
+STREAM_FIELDS: dict[str, Any] = {
+    "stream": True,
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+}
+COMPLETION_FIELDS: dict[str, Any] = {
+    **SHARED_FIELDS,
+    "prompt": "hi",
+    "max_tokens": 20,
+    "logprobs": 3,
+    "add_special_tokens": False,
     "best_of": 2,
+}
+CHAT_FIELDS: dict[str, Any] = {
+    **SHARED_FIELDS,
+    "messages": [{"role": "user", "content": "hi", "name": "me"}],
+    "max_completion_tokens": 20,
+    "max_tokens": 20,
+    "logprobs": True,
+    "top_logprobs": 3,
+    "add_special_tokens": True,
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "chat_template_kwargs": {"mood": "good"},
+}
+MODELS: dict[type[GenerationRequest], dict[str, Any]] = {
+    CompletionRequest: COMPLETION_FIELDS,
+    ChatCompletionRequest: CHAT_FIELDS,
 }
 
 
@@ -60,8 +90,14 @@ def parse(**body: Any) -> CompletionRequest:
     return parse_request(CompletionRequest, {"prompt": "hi", **body})
 
 
-def test_every_field_reaches_the_sampling_parameters() -> None:
-    params = completion_params(parse_request(CompletionRequest, EVERY_FIELD))
+def parse_chat(**body: Any) -> ChatCompletionRequest:
+    messages = [{"role": "user", "content": "hi"}]
+    return parse_request(ChatCompletionRequest, {"messages": messages, **body})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_field_reaches_the_sampling_parameters(model: type[GenerationRequest]) -> None:
+    params = sampling_params(parse_request(model, MODELS[model]))
     assert params == SamplingParams(
         max_tokens=20,
         min_tokens=3,
@@ -73,6 +109,7 @@ def test_every_field_reaches_the_sampling_parameters() -> None:
         frequency_penalty=-0.5,
         repetition_penalty=1.25,
         logit_bias={97: -50.0, 98: 2.5},
+        allowed_token_ids=(97, 98),
         stop=("one", "two"),
         stop_token_ids=(5, 6),
         include_stop_str_in_output=True,
@@ -81,11 +118,12 @@ def test_every_field_reaches_the_sampling_parameters() -> None:
         seed=42,
         n=2,
         logprobs=3,
-        prompt_logprobs=3,
+        prompt_logprobs=4,
         exit_layer=6,
         speculative=SpeculativeParams(
             method=DraftMethod.EARLY_EXIT, exit_layer=2, num_speculations=4
         ),
+        priority=-3,
     )
     # A parameter that the engine gains and no field sets would keep its default here.
     default = SamplingParams()
@@ -93,35 +131,42 @@ def test_every_field_reaches_the_sampling_parameters() -> None:
         assert getattr(params, field.name) != getattr(default, field.name), field.name
 
 
-def test_the_table_above_sets_every_field_of_the_body() -> None:
-    request = parse_request(CompletionRequest, EVERY_FIELD)
-    assert set(CompletionRequest.model_fields) == set(EVERY_FIELD)
-    for name, field in CompletionRequest.model_fields.items():
-        assert getattr(request, name) != field.default, name
+@pytest.mark.parametrize("model", MODELS)
+def test_the_tables_above_set_every_field_of_the_body(model: type[GenerationRequest]) -> None:
+    fields = MODELS[model]
+    request = parse_request(model, fields)
+    assert set(model.model_fields) == {*fields, *STREAM_FIELDS}
+    for name in fields:
+        default = model.model_fields[name].get_default(call_default_factory=True)
+        assert getattr(request, name) != default, name
 
 
 def test_what_is_sent_is_what_the_engine_gets(server: LiveServer, client: httpx.Client) -> None:
-    body = {**EVERY_FIELD, "echo": False, "logprobs": 1}
+    body = {**COMPLETION_FIELDS, "stop": "\0", "max_tokens": 3}
     assert client.post("/v1/completions", json=body).status_code == 200
-    expected = completion_params(parse_request(CompletionRequest, body))
+    expected = sampling_params(parse_request(CompletionRequest, body))
     assert server.engine.submitted[-1][2] == expected
 
 
 def test_defaults_are_openais() -> None:
-    assert completion_params(parse()) == SamplingParams()
+    assert sampling_params(parse()) == SamplingParams()
     assert SamplingParams().max_tokens == 16 and SamplingParams().temperature == 1.0
+    assert sampling_params(parse_chat()) == SamplingParams(max_tokens=None)
 
 
 def test_null_means_not_given() -> None:
-    nulls = {name: None for name in (*EVERY_FIELD, *UNHONOURED_FIELDS) if name != "prompt"}
-    assert parse(**nulls) == parse()
+    nulls = {name: None for name in (*COMPLETION_FIELDS, *CompletionRequest.refused)}
+    assert parse(**{**nulls, "prompt": "hi"}) == parse()
+    nulls = {name: None for name in (*CHAT_FIELDS, *ChatCompletionRequest.refused)}
+    messages = [{"role": "user", "content": "hi", "name": None, "tool_calls": None}]
+    assert parse_chat(**{**nulls, "messages": messages}) == parse_chat()
     inner = parse(
         stream=True,
         stream_options={"include_usage": None},
         speculative={"exit_layer": None, "num_speculations": None, "method": None},
     )
     assert inner.stream_options == StreamOptions()
-    assert completion_params(inner).speculative == SpeculativeParams()
+    assert sampling_params(inner).speculative == SpeculativeParams()
 
 
 @pytest.mark.parametrize(
@@ -139,15 +184,15 @@ def test_null_means_not_given() -> None:
     ],
 )
 def test_speculative_in_all_its_forms(value: object, expected: SpeculativeParams) -> None:
-    assert completion_params(parse(speculative=value)).speculative == expected
+    assert sampling_params(parse(speculative=value)).speculative == expected
 
 
 def test_top_k_minus_one_is_off() -> None:
-    assert completion_params(parse(top_k=-1)).top_k == 0
+    assert sampling_params(parse(top_k=-1)).top_k == 0
 
 
 def test_seeds_are_64_bits_wide() -> None:
-    assert completion_params(parse(seed=2**64 - 1)).seed == 2**64 - 1
+    assert sampling_params(parse(seed=2**64 - 1)).seed == 2**64 - 1
 
 
 BAD_FIELDS: list[tuple[str, object, str]] = [
@@ -226,17 +271,27 @@ def test_bad_values_are_a_400_that_names_the_field(
     assert name in error["message"]
 
 
-@pytest.mark.parametrize("name", sorted(UNHONOURED_FIELDS))
-def test_known_fields_that_are_not_honoured_are_refused_by_name(name: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "name"), [(model, name) for model in MODELS for name in sorted(model.refused)]
+)
+def test_known_fields_that_are_not_honoured_are_refused_by_name(
+    model: type[GenerationRequest], name: str
+) -> None:
+    required = {"prompt": "hi"} if model is CompletionRequest else CHAT_FIELDS
     with pytest.raises(InvalidRequestError, match=name) as caught:
-        parse(**{name: ["something"]})
+        parse_request(model, {**required, name: ["something"]})
     assert caught.value.param == name
-    for nothing in (None, "", [], {}, *UNHONOURED_FIELDS[name]):
-        check_unhonoured({name: nothing})
+    for nothing in (None, "", [], {}, *model.refused[name]):
+        check_refused(model.refused, {name: nothing})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_field_is_honoured_and_refused(model: type[GenerationRequest]) -> None:
+    assert not model.refused.keys() & model.model_fields.keys()
 
 
 def test_zero_and_false_are_not_mistaken_for_each_other() -> None:
-    for name, value in (("priority", False), ("use_beam_search", 0), ("length_penalty", True)):
+    for name, value in (("use_beam_search", 0), ("length_penalty", True), ("top_logprobs", False)):
         with pytest.raises(InvalidRequestError):
             parse(**{name: value})
 

@@ -195,6 +195,8 @@ def _comparable(
             for logits, token in zip(oracle.logits[:count], oracle.tokens, strict=False)
         ]
     pairs: dict[str, tuple[object, object]] = {"logprobs": (scores, wanted)}
+    if params.allowed_token_ids is not None:
+        pairs["forbidden tokens"] = (set(answer.token_ids) - {*params.allowed_token_ids}, set())
     if answer.finish_reason is FinishReason.ABORT:
         # It went as far as it went.
         return pairs | {"aborted tokens": (answer.token_ids, oracle.tokens[:count])}

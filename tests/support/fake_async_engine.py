@@ -39,14 +39,19 @@ DEFAULT_TEXT = "Grüße für 5 €, 日本 and more."
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as tokens, and EOS."""
+    """UTF-8 bytes as tokens, and EOS, which comes first too if `adds_bos`."""
 
     vocab_size = 257
     eos_token_id = EOS
 
+    def __init__(self, chat_template: str | None = None, adds_bos: bool = False) -> None:
+        self.adds_bos = adds_bos
+        self.special_tokens = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+        self.chat_template = chat_template
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         try:
-            return list(text.encode())
+            return [EOS] * (self.adds_bos and add_special_tokens) + list(text.encode())
         except UnicodeEncodeError:
             raise InvalidRequestError("text holds a lone surrogate") from None
 
@@ -228,9 +233,10 @@ class FakeAsyncEngine:
             if end >= len(tokens):
                 break
             step = tuple(tokens[position:end])
-            running.stream.put(ChoiceOutput(running.stream.request_id, index, step, None, None))
-            if scores is not None:
-                raise AssertionError("scoring is for answers of one step")
+            running.stream.put(
+                ChoiceOutput(running.stream.request_id, index, step, prompt_logprobs=scores)
+            )
+            scores = None
             position = end
         rest = tuple(tokens[position:])
         self._finish(running, index, rest, reason, stop_reason=stop_reason, scores=scores)
@@ -349,7 +355,8 @@ def _logprobs(token_id: int, count: int | None) -> TokenLogprobs | None:
     if count is None:
         return None
     logprob = float("-inf") if token_id == ord("a") else -1.0 - token_id / 512
-    return TokenLogprobs(token_id, logprob, tuple((65 + i, -0.5 * i - 0.1) for i in range(count)))
+    top = tuple((65 + i, -0.5 * i - 0.1) for i in range(count))
+    return TokenLogprobs(token_id, logprob, top, rank=token_id + 1)
 
 
 def _cut(tokens: list[TokenOutput], num_characters: int) -> Iterator[TokenOutput]:

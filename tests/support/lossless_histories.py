@@ -219,6 +219,18 @@ def minimum_and_bias(draft: HistoryDraft) -> None:
         }
 
 
+def allowed_tokens(draft: HistoryDraft) -> None:
+    """Sometimes so few that a narrow draft vocabulary has none of them."""
+    for request in draft.requests:
+        some = draft.rng.sample(range(draft.vocab_size), draft.rng.choice((1, 4, 12)))
+        request.params["allowed_token_ids"] = tuple(some)
+
+
+def priorities(draft: HistoryDraft) -> None:
+    for request in draft.requests:
+        request.params["priority"] = draft.rng.choice((-(2**62), -1, 0, 0, 7))
+
+
 def draft_vocabulary(draft: HistoryDraft) -> None:
     draft.spec = replace(draft.spec, draft_vocab_size=draft.rng.choice((1, 12, 30)))
 
@@ -294,6 +306,8 @@ THEMES: Mapping[str, Theme] = MappingProxyType(
             sampled,
             filters,
             penalties,
+            allowed_tokens,
+            priorities,
             draft_lengths,
             draft_exits,
             ngrams,

@@ -1,29 +1,45 @@
-"""From a validated completion request to the engine, and from its outputs to the response."""
+"""From a validated request to the engine, and from its outputs to the response.
+
+Both endpoints that generate go this way; `Endpoint` holds what sets them apart.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from engine.errors import BitSkipError, InvalidRequestError
-from engine.types import (
-    ChoiceOutput,
-    DraftMethod,
-    SamplingParams,
-    SpeculativeParams,
-)
-from server.choices import ChoiceAssembler, ChoiceOptions, EchoedPrompt, UsageCounter
+from engine.types import ChoiceOutput, DraftMethod, SamplingParams, SpeculativeParams
+from server.accounting import UsageCounter, metrics_object
+from server.chat_template import ChatTemplate
+from server.choices import ChoiceAssembler, ChoicePart
 from server.context import ServerContext
-from server.engine_api import OutputStream, Tokenizer
+from server.engine_api import Engine, OutputStream
 from server.errors import output_error
-from server.protocol import CompletionRequest, GenerationRequest, Prompt
+from server.formats import AnswerFormat, ChatFormat, CompletionFormat
+from server.prompts import PreparedPrompt, chat_prompts, completion_prompts
+from server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
-INLINE_PROMPT_SIZE = 4096
-"""Characters and ids up to which prompts are prepared on the event loop itself: about 1 ms."""
+R = TypeVar("R", bound=GenerationRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(Generic[R]):
+    """What one of the endpoints does in its own way."""
+
+    id_prefix: str
+    request_model: type[R]
+    answer_format: type[AnswerFormat[R]]
+    prepare: Callable[[R, Engine, ChatTemplate | None], Awaitable[list[PreparedPrompt]]]
+
+
+COMPLETIONS = Endpoint("cmpl", CompletionRequest, CompletionFormat, completion_prompts)
+CHAT = Endpoint("chatcmpl", ChatCompletionRequest, ChatFormat, chat_prompts)
 
 
 def speculative_params(request: GenerationRequest) -> SpeculativeParams | None:
@@ -40,16 +56,10 @@ def speculative_params(request: GenerationRequest) -> SpeculativeParams | None:
     )
 
 
-def sampling_params(
-    request: GenerationRequest,
-    *,
-    max_tokens: int | None,
-    logprobs: int | None,
-    prompt_logprobs: int | None,
-) -> SamplingParams:
+def sampling_params(request: GenerationRequest) -> SamplingParams:
     """The engine's parameters of any request that generates; the engine checks their ranges."""
     return SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=request.max_new_tokens,
         min_tokens=request.min_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
@@ -59,6 +69,7 @@ def sampling_params(
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
         logit_bias=MappingProxyType(request.logit_bias or {}),
+        allowed_token_ids=_tuple_or_none(request.allowed_token_ids),
         stop=tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),
         include_stop_str_in_output=request.include_stop_str_in_output,
@@ -66,59 +77,16 @@ def sampling_params(
         skip_special_tokens=request.skip_special_tokens,
         seed=request.seed,
         n=request.n,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        logprobs=request.num_logprobs,
+        prompt_logprobs=request.num_scored,
         exit_layer=request.exit_layer,
         speculative=speculative_params(request),
+        priority=request.priority,
     )
 
 
-def completion_params(request: CompletionRequest) -> SamplingParams:
-    """The engine's parameters of a completion; echoed prompts are scored like its tokens."""
-    return sampling_params(
-        request,
-        max_tokens=request.max_tokens,
-        logprobs=request.logprobs,
-        prompt_logprobs=request.logprobs if request.echo else None,
-    )
-
-
-def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    try:
-        return tokenizer.encode(prompt)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(f"prompt: {error}", param="prompt") from error
-
-
-def _prepare_prompts(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, vocab_size: int, echo: bool
-) -> list[EchoedPrompt]:
-    prepared = []
-    for prompt in prompts:
-        token_ids = _encode(prompt, tokenizer) if isinstance(prompt, str) else prompt
-        if not token_ids:
-            raise InvalidRequestError("prompt must not be empty", param="prompt")
-        if not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-            raise InvalidRequestError(
-                f"prompt holds a token id outside the vocabulary of {vocab_size} tokens",
-                param="prompt",
-            )
-        text = tokenizer.decode(token_ids, skip_special_tokens=False) if echo else ""
-        prepared.append(EchoedPrompt(token_ids=tuple(token_ids), text=text))
-    return prepared
-
-
-async def prepare_prompts(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, vocab_size: int, echo: bool
-) -> list[EchoedPrompt]:
-    """Prompts as token ids, with their text if it is to be echoed; long ones in a thread.
-
-    Raises `InvalidRequestError` for an empty prompt, for text that is no Unicode and for ids
-    outside the vocabulary.
-    """
-    if sum(map(len, prompts)) <= INLINE_PROMPT_SIZE:
-        return _prepare_prompts(prompts, tokenizer, vocab_size, echo)
-    return await asyncio.to_thread(_prepare_prompts, prompts, tokenizer, vocab_size, echo)
+def _tuple_or_none(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
 
 
 async def merge_outputs(
@@ -156,8 +124,8 @@ async def merge_outputs(
 
 
 @dataclass(slots=True)
-class Completion:
-    """One submitted completion request; make it with `submit_completion`.
+class Generation:
+    """One submitted request; make it with `submit`.
 
     Read it once, by `events` or by `collect`, and call `abort` when done with it, whatever
     happened.
@@ -167,9 +135,9 @@ class Completion:
     created: int
     model: str
     fingerprint: str
-    request: CompletionRequest
-    tokenizer: Tokenizer
-    prompts: list[EchoedPrompt]
+    request: GenerationRequest
+    format: AnswerFormat[Any]
+    prompts: list[PreparedPrompt]
     streams: list[OutputStream]
     usage: UsageCounter
     assemblers: dict[int, ChoiceAssembler] = field(default_factory=dict)
@@ -179,11 +147,11 @@ class Completion:
         for stream in self.streams:
             stream.abort()
 
-    def envelope(self) -> dict[str, Any]:
+    def envelope(self, *, is_chunk: bool = True) -> dict[str, Any]:
         """The fields that every chunk and the response have in common, `choices` empty."""
         return {
             "id": self.id,
-            "object": "text_completion",
+            "object": self.format.chunk_object if is_chunk else self.format.whole_object,
             "created": self.created,
             "model": self.model,
             "choices": [],
@@ -197,36 +165,32 @@ class Completion:
                 index = number * self.request.n + output.index
                 self.usage.count(number, output)
                 if index not in self.assemblers:
-                    self.assemblers[index] = self._assembler(index, number)
+                    self.assemblers[index] = ChoiceAssembler(index, self.prompts[number])
                 self.assemblers[index].add(output)
                 yield self.assemblers[index], output
-
-    def _assembler(self, index: int, number: int) -> ChoiceAssembler:
-        options = ChoiceOptions(
-            logprobs=self.request.logprobs is not None,
-            token_sources=self.request.return_token_sources,
-        )
-        echo = self.prompts[number] if self.request.echo else None
-        return ChoiceAssembler(index, options, self.tokenizer, echo)
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream, the usage chunk excepted.
 
         Raises what ended the request early, after the text that came before it.
         """
+        is_first = True
         async with aclosing(self._outputs()) as outputs:
             async for assembler, output in outputs:
                 if assembler.has_content or assembler.is_complete:
-                    yield self._chunk(assembler)
+                    yield self._chunk(assembler.take(), is_first)
+                    is_first = False
                 if assembler.is_failed:
                     raise output_error(output)
 
-    def _chunk(self, assembler: ChoiceAssembler) -> dict[str, Any]:
+    def _chunk(self, part: ChoicePart, is_first: bool) -> dict[str, Any]:
         options = self.request.stream_options
         chunk = self.envelope()
-        chunk["choices"] = [assembler.take()]
-        if self.request.return_metrics and assembler.is_complete:
-            chunk["metrics"] = assembler.metrics()
+        chunk["choices"] = [self.format.choice(part, is_chunk=True)]
+        if is_first and not self.format.prompt_facts_in_choice:
+            chunk |= self.format.prompt_facts(part)
+        if self.request.return_metrics and part.end is not None:
+            chunk["metrics"] = metrics_object(part.metrics)
         if options is not None and options.continuous_usage_stats:
             chunk["usage"] = self.usage.to_dict()
         elif options is not None and options.include_usage:
@@ -241,47 +205,63 @@ class Completion:
                     raise output_error(output)
         if len(self.assemblers) != len(self.prompts) * self.request.n:
             raise BitSkipError("the engine left a choice unanswered")
-        response = self.envelope()
-        for _, assembler in sorted(self.assemblers.items()):
-            choice = assembler.take()
+        parts = [assembler.take() for _, assembler in sorted(self.assemblers.items())]
+        response = self.envelope(is_chunk=False)
+        for part in parts:
+            choice = self.format.choice(part, is_chunk=False)
             if self.request.return_metrics:
-                choice["metrics"] = assembler.metrics()
+                choice["metrics"] = metrics_object(part.metrics)
             response["choices"].append(choice)
         response["usage"] = self.usage.to_dict()
-        if self.request.return_metrics and len(response["choices"]) == 1:
+        if not self.format.prompt_facts_in_choice:
+            response |= self.format.prompt_facts(parts[0])
+        if self.request.return_metrics and len(parts) == 1:
             response["metrics"] = response["choices"][0]["metrics"]
         return response
 
 
-async def submit_completion(
-    context: ServerContext, request: CompletionRequest, request_id: str
-) -> Completion:
+async def submit(context: ServerContext, endpoint: Endpoint[R], request: R) -> Generation:
     """Hand a request to the engine, one submission per prompt.
 
     Raises `InvalidRequestError` and `EngineUnavailableError`; nothing is left running then.
     """
     model = context.served_name(request.model)
     engine = context.engine
-    params = completion_params(request)
-    prompts = await prepare_prompts(
-        request.prompt, engine.tokenizer, engine.model_config.vocab_size, request.echo
-    )
-    completion = Completion(
-        id=request_id,
+    params = sampling_params(request)
+    prompts = await endpoint.prepare(request, engine, context.chat_template)
+    own_id = uuid.uuid4().hex
+    generation = Generation(
+        id=f"{endpoint.id_prefix}-{request.request_id or own_id}",
         created=int(context.clock()),
         model=model,
         fingerprint=context.fingerprint,
         request=request,
-        tokenizer=engine.tokenizer,
+        format=endpoint.answer_format(request, engine.tokenizer),
         prompts=prompts,
         streams=[],
         usage=UsageCounter(sum(len(prompt.token_ids) for prompt in prompts)),
     )
     try:
         for number, prompt in enumerate(prompts):
-            part = request_id if len(prompts) == 1 else f"{request_id}-{number}"
-            completion.streams.append(engine.submit(part, prompt.token_ids, params))
+            # The engine's ids are unique, the client's need not be.
+            part = f"{endpoint.id_prefix}-{own_id}-{number}"
+            generation.streams.append(engine.submit(part, prompt.token_ids, params))
+    except InvalidRequestError as error:
+        generation.abort()
+        raise _in_words_of(request, error) from error
     except BaseException:
-        completion.abort()
+        generation.abort()
         raise
-    return completion
+    return generation
+
+
+def _in_words_of(request: GenerationRequest, error: InvalidRequestError) -> InvalidRequestError:
+    """The engine's error with the name under which the request gave what is at fault."""
+    theirs = error.param or ""
+    ours = request.engine_names.get(theirs)
+    if ours is None:
+        return error
+    message = str(error)
+    if message.startswith(f"{theirs} "):
+        message = ours + message.removeprefix(theirs)
+    return type(error)(message, param=ours)
