@@ -41,8 +41,8 @@ PRIOR_WEIGHT = 0.1
 """Passes that the formula as it stands counts for."""
 MIN_PART = 0.02
 """The least that a part of the formula may weigh, whatever the passes seem to say."""
-REFRESH_INTERVAL = 32
-"""Passes for which worked-out corrections stay as they are."""
+REFRESH_INTERVAL = 64
+"""Passes for which worked-out predictions stay, unless a kind's experience has doubled."""
 
 
 class PassShape(NamedTuple):
@@ -89,9 +89,11 @@ class CostFormula:
 class RunningMedian:
     """The lower median of the last few values: slow outliers count least."""
 
-    __slots__ = ("_ordered", "_recent", "_window")
+    __slots__ = ("_ordered", "_recent", "_window", "value")
 
     def __init__(self, window: int = WINDOW) -> None:
+        self.value = math.nan
+        """The median; not a number before there is a value."""
         self._window = window
         self._recent: deque[float] = deque()
         self._ordered: list[float] = []
@@ -105,11 +107,7 @@ class RunningMedian:
             del self._ordered[bisect_left(self._ordered, self._recent.popleft())]
         self._recent.append(value)
         insort(self._ordered, value)
-
-    @property
-    def value(self) -> float:
-        """The median; there must be a value."""
-        return self._ordered[(len(self._ordered) - 1) // 2]
+        self.value = self._ordered[(len(self._ordered) - 1) // 2]
 
     def value_or(self, default: float) -> float:
         """The median, or `default` before there is a value."""
@@ -212,7 +210,8 @@ class CostModel:
         seen.first, seen.others, seen.last_seen = first, others, self._num_passes
         seen.count += 1
         self._num_passes += 1
-        if seen.count <= REFRESH_INTERVAL or self._num_passes % REFRESH_INTERVAL == 0:
+        has_doubled = seen.count & (seen.count - 1) == 0
+        if has_doubled or self._num_passes % REFRESH_INTERVAL == 0:
             self._relative.clear()
             self._weights.clear()
 

@@ -174,40 +174,47 @@ def lengthen(
     """
     if not members:
         return Lengths(estimate, [])
-    active = sorted(members, key=lambda member: -member.acceptance)
-    lengths = dict.fromkeys(map(id, active), 0)
+    order = sorted(range(len(members)), key=lambda place: -members[place].acceptance)
+    lengths = [0] * len(members)
     best, best_ratio, best_lengths = estimate, 0.0 if forced else estimate.ratio, lengths
     planned, num_misses = estimate.copy(), 0
     for level in range(MAX_SPECULATIONS):
-        active = [member for member in active if member.candidate.limit > level]
-        if not active or num_misses == LOOK_AHEAD:
+        order = [place for place in order if members[place].candidate.limit > level]
+        if not order or num_misses == LOOK_AHEAD:
             break
         fixed = passes[level] if level < len(passes) else ()
-        active = _add_drafts(active, fixed, level, planned)
-        lengths = {**lengths, **dict.fromkeys(map(id, active), level + 1)}
-        if planned.ratio > best_ratio:
-            best, best_ratio, best_lengths = planned.copy(), planned.ratio, lengths
+        group = [members[place] for place in order]
+        size, ratio = _add_drafts(group, fixed, level, planned)
+        order = order[:size]
+        lengths = lengths.copy()
+        for place in order:
+            lengths[place] = level + 1
+        if ratio > best_ratio:
+            best, best_ratio, best_lengths = planned.copy(), ratio, lengths
             num_misses = 0
         else:
             num_misses += 1
-    return Lengths(best, [best_lengths[id(member)] for member in members])
+    return Lengths(best, best_lengths)
 
 
 def _add_drafts(
     members: Sequence[Member], fixed: Sequence[Member], level: int, planned: Estimate
-) -> list[Member]:
-    """Plan one more draft for the first few members, as many as make the best of it."""
+) -> tuple[int, float]:
+    """Plan one more draft for the first few members, as many as make the best of it.
+
+    Returns how many these are, and the ratio that comes of it.
+    """
     options: list[tuple[float, int, float, int, float]] = []
     for size in sizes(len(members)):
-        group = members[:size]
+        group = members[:size] if size < len(members) else members
         gain = sum([member.acceptance ** (level + 1) for member in group])
         row_layers = sum([member.row_layers for member in group])
         pass_s = planned.pass_s(fixed, group) if members[0].takes_passes else 0.0
         ratio = planned.ratio_with(gain, row_layers, size, pass_s)
         options.append((ratio, size, gain, row_layers, pass_s))
-    _, size, gain, row_layers, pass_s = max(options)
+    ratio, size, gain, row_layers, pass_s = max(options)
     planned.add(gain, row_layers, size, pass_s)
-    return list(members[:size])
+    return size, ratio
 
 
 def worthwhile(
