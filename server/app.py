@@ -78,6 +78,7 @@ def create_app(
         model_config=engine.model_config,
         backend_name=engine.backend_name,
         head_dtype=engine.head_dtype,
+        draft_exit_layer=engine.config.draft_exit_layer,
         vllm_names=settings.vllm_metrics,
     )
     engine.add_stats_listener(exporter.observe)
