@@ -48,11 +48,12 @@ class Counted:
     def series(self, name: str, *labels: str) -> Counter[Any]:
         """The samples of a metric that are not 0, by the values of these labels."""
         found: Counter[Any] = Counter()
-        for (sample, *pairs), value in self.metrics.items():
-            if sample == name and value:
+        amount: Any  # A Counter's values pass for whole numbers; seconds are not.
+        for (sample, *pairs), amount in self.metrics.items():
+            if sample == name and amount:
                 given = dict(pair.split("=", 1) for pair in pairs)
                 key = tuple(_number(given[label]) for label in labels)
-                found[key if len(key) > 1 else key[0] if key else ()] += value
+                found[key if len(key) > 1 else key[0] if key else ()] += amount
         return found
 
     def total(self, name: str) -> float:
