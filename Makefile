@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := .ci/constraints.txt
-SOURCES := $(wildcard engine server clients tests)
+SOURCES := $(wildcard engine server clients docker tests)
 CSRC := engine/backends/cpu/csrc
 NATIVE := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*.inl $(CSRC)/CMakeLists.txt $(CSRC)/*.cmake)
 

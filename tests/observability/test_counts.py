@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 
 from support.client_ledger import Choice, ClientLedger
 from support.live_server import wait_until
+from support.programs import program
 from support.served_process import CONTEXT, NUM_LAYERS, ServedProcess, serving, write_packed_model
 
 Metrics = dict[tuple[str, ...], float]
@@ -231,6 +233,21 @@ def test_one_name_labels_everything_and_no_value_is_the_clients(counted: Counted
     assert "_created" not in counted.text
     exits = {int(value) for value in re.findall(r'exit_layer="(\d+)"', counted.text)}
     assert exits <= set(range(NUM_LAYERS + 1))
+
+
+def test_promtool_finds_nothing_on_our_names(counted: Counted) -> None:
+    """It dislikes the colon of vLLM's names, which are not ours to choose."""
+    done = subprocess.run(
+        [program("promtool", "prometheus"), "check", "metrics"],
+        input=counted.text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    findings = (done.stdout + done.stderr).splitlines()
+    assert {line.partition(":")[0] for line in findings} == {"vllm"}
+    assert len(findings) == 4
+    assert all("should not contain ':'" in line for line in findings)
 
 
 def test_refusals_and_departures(served: ServedProcess, counted: Counted) -> None:

@@ -39,7 +39,7 @@ class Choice:
 
 @dataclass
 class ClientLedger:
-    """Every answer of a client's requests; `stream` may be called from several threads."""
+    """Every answer of a client's requests."""
 
     http: httpx.Client
     choices: list[Choice] = field(default_factory=list)
@@ -91,6 +91,12 @@ class ClientLedger:
         """Begin to read a stream, and go."""
         with self.http.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
             assert next(stream.iter_raw())
+
+    def add(self, other: ClientLedger) -> None:
+        """Take over what another client has counted."""
+        self.choices += other.choices
+        self.usages += other.usages
+        self.refusals += other.refusals
 
     @property
     def prompt_tokens(self) -> int:
