@@ -139,7 +139,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 width=12,
             ),
             Panel(
-                "Does drafting pay? Time between tokens, mean",
+                "Time between tokens, drafted or not",
                 "s",
                 (
                     Query(

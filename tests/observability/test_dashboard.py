@@ -226,7 +226,7 @@ def test_latency_by_exit(load: Load) -> None:
         assert queue_and_prefill == pytest.approx(mean_first, rel=0.01)
         assert parts[f"{name} decode"] > 0
     intervals = load.shown("Time between tokens")
-    drafted = load.shown("Does drafting pay? Time between tokens, mean")
+    drafted = load.shown("Time between tokens, drafted or not")
     assert {"exit 6, drafted: true", "exit 6, drafted: false"} <= set(drafted)
     for name, value in (*intervals.items(), *drafted.items()):
         assert name.startswith(leaver) or 0 < value < max(STEP_BUCKETS), name
