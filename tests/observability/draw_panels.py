@@ -24,7 +24,7 @@ import httpx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from support.prometheus import PanelQuery, Prometheus, dashboard_queries, prometheus_scraping
@@ -105,13 +105,17 @@ def seconds(value: float) -> str:
     return f"{value:g} s" if abs(value) >= 1 else f"{value * 1000:.3g} ms"
 
 
+def short(value: float) -> str:
+    return f"{value / 1000:.3g}k" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 FORMATTERS: dict[str, Formatter] = {
     "s": seconds,
     "percentunit": lambda value: f"{value:.0%}",
-    "cps": lambda value: f"{value:.3g}/s",
-    "ops": lambda value: f"{value:.3g}/s",
-    "reqps": lambda value: f"{value:.3g}/s",
-    "short": EngFormatter(places=None, sep=""),
+    "cps": lambda value: f"{short(value)}/s",
+    "ops": lambda value: f"{short(value)}/s",
+    "reqps": lambda value: f"{short(value)}/s",
+    "short": short,
 }
 
 
