@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
-from PIL import Image
+from matplotlib.axes import Axes  # pyright: ignore[reportMissingImports]
+from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+from matplotlib.lines import Line2D  # pyright: ignore[reportMissingImports]
+from matplotlib.ticker import FuncFormatter  # pyright: ignore[reportMissingImports]
+from PIL import Image  # pyright: ignore[reportMissingImports]
 
 from support.prometheus import PanelQuery, Prometheus, dashboard_queries, prometheus_scraping
 from support.served_process import ServedProcess, serving

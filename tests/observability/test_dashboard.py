@@ -26,7 +26,7 @@ from support.programs import program
 from support.prometheus import PanelQuery, Prometheus, dashboard_queries, prometheus_scraping
 from support.served_process import ServedProcess, serving, write_packed_model
 
-MAX_RUNNING, NUM_CLIENTS = 3, 6
+MAX_RUNNING, NUM_CLIENTS = 4, 6
 LEAVERS_EXIT = 5
 """Nobody else asks for this exit: what a client that leaves was sent, it cannot know."""
 LEAVERS_PROMPT = "I will not stay to the end"
@@ -37,15 +37,16 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"speculative": {"exit_layer": 1, "num_speculations": 3}, "exit_layer": 4},
     {"speculative": {"method": "ngram", "num_speculations": 3}, "temperature": 0},
 )
-PROMPT = "Once upon a time there was a server that told the same stories again and again. " * 2
+PROMPT = " says: once upon a time there was a server that told the same stories again. " * 2
 ANSWER_LENGTH = 160
-"""Three of these do not fit the cache: somebody is preempted."""
+CACHE_TOKENS = 512
+"""Four such answers do not fit: somebody is preempted."""
 
 
 def leave(served: ServedProcess) -> None:
-    body = {"prompt": LEAVERS_PROMPT, "exit_layer": LEAVERS_EXIT, "max_tokens": 380}
+    body = {"prompt": LEAVERS_PROMPT, "exit_layer": LEAVERS_EXIT, "logprobs": 5}
     ended = served.metric("bitskip_request_success_total", finished_reason="abort")
-    ClientLedger(served.http).leave(**body, ignore_eos=True, speculative=False)
+    ClientLedger(served.http).leave(**body, max_tokens=480, ignore_eos=True, speculative=False)
     wait_until(
         lambda: served.metric("bitskip_request_success_total", finished_reason="abort") > ended
     )
@@ -60,12 +61,17 @@ def put_load_on(served: ServedProcess) -> ClientLedger:
             own = ClientLedger(http)
             for turn in range(len(KINDS)):
                 kind = KINDS[(number + turn) % len(KINDS)]
-                own.stream(prompt=PROMPT, max_tokens=ANSWER_LENGTH, ignore_eos=True, **kind)
+                # Its own prompt, but the same each time: hits in the prefix cache.
+                own.stream(
+                    prompt=f"{number}{PROMPT}", max_tokens=ANSWER_LENGTH, ignore_eos=True, **kind
+                )
             own.stream(prompt="It stops", max_tokens=50, stop=["a", "e"], speculative=False)
         ledger.add(own)
 
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         list(clients.map(client, range(NUM_CLIENTS)))
+    for kind in KINDS:  # Alone: every phase is seen, not only mixed sweeps.
+        ledger.stream(prompt="alone", max_tokens=20, ignore_eos=True, **kind)
     leave(served)
     for _ in range(3):
         ledger.refuse(prompt=7)
@@ -128,8 +134,8 @@ class Load:
 def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
     binary = program("prometheus", "prometheus")
     folder = tmp_path_factory.mktemp("dashboard")
-    limits = ("--max-num-seqs", str(MAX_RUNNING), "--kv-cache-tokens", "512")
-    options = (*limits, "--max-model-len", "512", "--log-level", "warning")
+    limits = ("--max-num-seqs", str(MAX_RUNNING), "--kv-cache-tokens", str(CACHE_TOKENS))
+    options = (*limits, "--max-model-len", str(CACHE_TOKENS), "--log-level", "warning")
     model = write_packed_model(folder / "tiny")
     with (
         serving(model, folder / "server.log", *options) as served,
