@@ -57,15 +57,13 @@ def put_load_on(served: ServedProcess) -> ClientLedger:
     ledger = ClientLedger(served.http)
 
     def client(number: int) -> None:
+        prompt = f"{number}{PROMPT}"  # Its own, but the same each time: the prefix cache has it.
         with httpx.Client(base_url=served.url, timeout=60) as http:
             own = ClientLedger(http)
             for turn in range(len(KINDS)):
                 kind = KINDS[(number + turn) % len(KINDS)]
-                # Its own prompt, but the same each time: hits in the prefix cache.
-                own.stream(
-                    prompt=f"{number}{PROMPT}", max_tokens=ANSWER_LENGTH, ignore_eos=True, **kind
-                )
-            own.stream(prompt="It stops", max_tokens=50, stop=["a", "e"], speculative=False)
+                own.stream(prompt=prompt, max_tokens=ANSWER_LENGTH, ignore_eos=True, **kind)
+            own.stream(prompt="It stops", seed=number, stop=["a", "e"], max_tokens=50, **KINDS[0])
         ledger.add(own)
 
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
