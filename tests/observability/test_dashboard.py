@@ -56,7 +56,7 @@ def put_load_on(served: ServedProcess) -> ClientLedger:
     """Everything that the dashboard shows, but engine failures."""
     ledger = ClientLedger(served.http)
 
-    def client(number: int) -> None:
+    def client(number: int) -> ClientLedger:
         prompt = f"{number}{PROMPT}"  # Its own, but the same each time: the prefix cache has it.
         with httpx.Client(base_url=served.url, timeout=60) as http:
             own = ClientLedger(http)
@@ -64,10 +64,11 @@ def put_load_on(served: ServedProcess) -> ClientLedger:
                 kind = KINDS[(number + turn) % len(KINDS)]
                 own.stream(prompt=prompt, max_tokens=ANSWER_LENGTH, ignore_eos=True, **kind)
             own.stream(prompt="It stops", seed=number, stop=["a", "e"], max_tokens=50, **KINDS[0])
-        ledger.add(own)
+            return own
 
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
-        list(clients.map(client, range(NUM_CLIENTS)))
+        for own in clients.map(client, range(NUM_CLIENTS)):
+            ledger.add(own)
     for kind in KINDS:  # Alone: every phase is seen, not only mixed sweeps.
         ledger.stream(prompt="alone", max_tokens=20, ignore_eos=True, **kind)
     leave(served)
@@ -116,6 +117,7 @@ class Load:
             number = round(rate * self.length_s)
             assert rate * self.length_s == pytest.approx(number, rel=1e-3, abs=1e-3), name
             counts[name] = number
+        print("  in all: " + ", ".join(f"{name} {number}" for name, number in counts.items()))
         return +counts
 
     def highest(self, panel: str) -> dict[str, float]:
