@@ -156,13 +156,8 @@ class MetricsExporter:
         registry: CollectorRegistry,
         *,
         model_name: str,
-        model_config: ModelConfig,
-        backend_name: str,
-        head_dtype: str,
-        draft_exit_layer: int | None,
         vllm_names: bool = True,
     ) -> None:
-        """`draft_exit_layer` is the depth that drafts unless a request names another."""
         self._registry = registry
         series = _Series(registry, model_name)
         self._make_request_series(series)
@@ -172,15 +167,46 @@ class MetricsExporter:
             self._speculation.append(_SpeculationCounters(series, "vllm:spec_decode_"))
         self._acceptance: dict[int, MovingRatio] = {}
         self._draft_length = MovingRatio()
-        series.gauge(
+        self._model_info = series.gauge(
             "bitskip_model_info",
             "The model being served.",
             *("variant", "num_layers", "backend", "head_dtype"),
-        )(model_config.variant, model_config.num_layers, backend_name, head_dtype).set(1)
+        )
         series.gauge("bitskip_build_info", "This server's version.", "version")(
             package_version()
         ).set(1)
-        self._begin_at_zero(model_config.num_layers, draft_exit_layer)
+        self._begin_at_zero()
+
+    def describe_model(
+        self,
+        model: ModelConfig,
+        *,
+        backend_name: str,
+        head_dtype: str,
+        draft_exit_layer: int | None,
+    ) -> None:
+        """Say which model is served; `draft_exit_layer` drafts where no request says otherwise.
+
+        What ordinary requests will count is shown from now on, as 0: a series that appears with
+        its first event hides that event from `rate` and `increase`. Other depths are left to
+        appear, since a series for each would be thousands.
+        """
+        depth = model.num_layers
+        self._model_info(model.variant, depth, backend_name, head_dtype).set(1)
+        durations = (self._ttft, self._e2e, self._queue, self._prefill, self._decode)
+        for histogram in (*durations, self._itl):
+            for is_speculative in (True, False):
+                histogram(depth, _flag(is_speculative))
+        for phase in ("verify", "decode", "prefill", "mixed"):
+            self._passes(phase, depth)
+        for source in TokenSource:
+            self._generated(depth, source.value)
+        for draft_depth in {0, draft_exit_layer} - {None}:
+            self._accepted(draft_depth)
+            for counters in self._speculation:
+                counters.begin_at_zero(draft_depth)
+        if draft_exit_layer is not None:
+            self._passes("draft", draft_exit_layer)
 
     def _make_request_series(self, series: _Series) -> None:
         kind = ("exit_layer", "speculative")
@@ -256,36 +282,18 @@ class MetricsExporter:
             "Drafts chosen per round and choice that may be drafted for, 0 included, moving.",
         )
 
-    def _begin_at_zero(self, num_layers: int, draft_exit_layer: int | None) -> None:
-        """Show what ordinary requests will count before they do.
-
-        A series that appears with its first event hides that event from `rate` and `increase`.
-        Other depths and unusual reasons are left to appear: a series for each would be thousands.
-        """
+    def _begin_at_zero(self) -> None:
+        """Show what depends on no model: as `describe_model` does."""
         for metric in (
             *(self._rows, self._prompt_lengths, self._generation_lengths),
             *(self._prompt_tokens, self._preemptions, self._prefix_queries, self._prefix_hits),
             *(self._running, self._waiting, self._kv_usage, self._draft_length_gauge),
         ):
             metric()
-        durations = (self._ttft, self._e2e, self._queue, self._prefill, self._decode)
-        for histogram in (*durations, self._itl):
-            for is_speculative in (True, False):
-                histogram(num_layers, _flag(is_speculative))
-        for phase in ("verify", "decode", "prefill", "mixed"):
-            self._passes(phase, num_layers)
-        for source in TokenSource:
-            self._generated(num_layers, source.value)
         for finish_reason in FinishReason:
             self._success(finish_reason.value)
         for rejection_reason in REJECTION_REASONS:
             self._rejected(rejection_reason)
-        for depth in {0, draft_exit_layer} - {None}:
-            self._accepted(depth)
-            for counters in self._speculation:
-                counters.begin_at_zero(depth)
-        if draft_exit_layer is not None:
-            self._passes("draft", draft_exit_layer)
 
     def observe(self, stats: StepStats) -> None:
         """Count one engine step."""

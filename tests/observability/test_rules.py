@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from server.metrics import MetricsExporter
 from support.programs import program
 from support.prometheus import DASHBOARD, ROOT, RULES
-from support.served_process import service_config
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 ALERT_OR_RECORD = re.compile(r"- (?:alert|record): (\S+)")
@@ -70,15 +69,7 @@ def test_the_rules_tests_notice_a_wrong_rule(right: str, wrong: str, tmp_path: P
 def exported_names() -> set[str]:
     """Every sample name that the server can export, but those of vLLM."""
     registry = CollectorRegistry()
-    MetricsExporter(
-        registry,
-        model_name="m",
-        model_config=service_config(),
-        backend_name="cpu",
-        head_dtype="int8",
-        draft_exit_layer=2,
-        vllm_names=False,
-    )
+    MetricsExporter(registry, model_name="m", vllm_names=False)
     names = {"up"}
     for metric in registry.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
