@@ -23,7 +23,14 @@ from server.metrics import REQUEST_BUCKETS, STEP_BUCKETS, TOKEN_BUCKETS
 from support.client_ledger import Choice, ClientLedger
 from support.live_server import wait_until
 from support.programs import program
-from support.prometheus import PanelQuery, Prometheus, dashboard_queries, prometheus_scraping
+from support.prometheus import (
+    SCRAPE_INTERVAL_S,
+    PanelQuery,
+    Prometheus,
+    Series,
+    dashboard_queries,
+    prometheus_scraping,
+)
 from support.served_process import ServedProcess, serving, write_packed_model
 
 MAX_RUNNING, NUM_CLIENTS = 4, 6
@@ -60,7 +67,7 @@ def put_load_on(served: ServedProcess) -> ClientLedger:
         prompt = f"{number}{PROMPT}"  # Its own, but the same each time: the prefix cache has it.
         with httpx.Client(base_url=served.url, timeout=60) as http:
             own = ClientLedger(http)
-            for turn in range(len(KINDS)):
+            for turn in range(3 * len(KINDS)):
                 kind = KINDS[(number + turn) % len(KINDS)]
                 own.stream(prompt=prompt, max_tokens=ANSWER_LENGTH, ignore_eos=True, **kind)
             own.stream(prompt="It stops", seed=number, stop=["a", "e"], max_tokens=50, **KINDS[0])
@@ -120,13 +127,19 @@ class Load:
         print("  in all: " + ", ".join(f"{name} {number}" for name, number in counts.items()))
         return +counts
 
+    def over_time(self, query: PanelQuery) -> list[Series]:
+        """Its series during the load, at the very end too: what is counted last shows there."""
+        num_steps = int(self.length_s / SCRAPE_INTERVAL_S)
+        start_s = self.end_s - num_steps * SCRAPE_INTERVAL_S
+        return self.prometheus.query_range(query.expr, start_s, self.end_s)
+
     def highest(self, panel: str) -> dict[str, float]:
         """Legend → the largest value during the load."""
         return {
             query.name(series.labels): max(value for _, value in series.samples)
             for query in self.queries
             if query.panel == panel
-            for series in self.prometheus.query_range(query.expr, self.start_s, self.end_s)
+            for series in self.over_time(query)
         }
 
 
@@ -189,7 +202,7 @@ def by_exit(
 
 def test_every_query_shows_something(load: Load) -> None:
     for query in load.queries:
-        series = load.prometheus.query_range(query.expr, load.start_s, load.end_s)
+        series = load.over_time(query)
         assert any(value > 0 for one in series for _, value in one.samples), query
 
 
