@@ -72,8 +72,10 @@ class StepStats:
     finished: list[FinishedStats] = field(default_factory=list)
     generated: dict[tuple[int, TokenSource], int] = field(default_factory=dict)
     """(exit layer, source) → delivered tokens."""
+    draft_lengths: list[int] = field(default_factory=list)
+    """Drafts chosen for each choice that could have been drafted for, 0 included."""
     num_prompt_tokens: int = 0
-    """Prompt tokens of the choices admitted for the first time."""
+    """Tokens of the prompts admitted for the first time, once however many choices they have."""
     num_preemptions: int = 0
     num_prefix_queries: int = 0
     """Tokens looked up in the prefix cache."""

@@ -73,12 +73,13 @@ def create_app(
     """
     model_names = settings.served_model_name or (settings.default_model_name,)
     exporter = MetricsExporter(
-        registry,
-        model_name=model_names[0],
-        model_config=engine.model_config,
+        registry, model_name=model_names[0], vllm_names=settings.vllm_metrics
+    )
+    exporter.describe_model(
+        engine.model_config,
         backend_name=engine.backend_name,
         head_dtype=engine.head_dtype,
-        vllm_names=settings.vllm_metrics,
+        draft_exit_layer=engine.config.draft_exit_layer,
     )
     engine.add_stats_listener(exporter.observe)
     # FastAPI's own page loads its scripts from a CDN; `server.openapi` has ours.

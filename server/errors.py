@@ -136,9 +136,16 @@ def unavailable(status: str) -> EngineUnavailableError:
     return errors.get(status, EngineUnavailableError)(f"The engine is {status}")
 
 
+REJECTION_REASONS = (
+    *("invalid_request", "internal_error", "context_length_exceeded", "model_not_found"),
+    *sorted({cls.code for cls in ERROR_KINDS if issubclass(cls, EngineUnavailableError)}),
+)
+"""Every value that the label of `bitskip_request_rejected_total` may take."""
+
+
 def rejection_reason(error: Exception) -> str:
-    """The bounded label of `bitskip_request_rejected_total`."""
+    """The one of `REJECTION_REASONS` that an exception stands for."""
     code = getattr(error, "code", None)
-    if isinstance(error, (ContextLengthError, ModelNotFoundError, EngineUnavailableError)):
-        return str(code)
+    if code in REJECTION_REASONS:
+        return code
     return "invalid_request" if kind_of(error).status < 500 else "internal_error"
