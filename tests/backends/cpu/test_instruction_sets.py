@@ -7,12 +7,9 @@ by SIMDe, NEON by a cross compiler and qemu.
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ import pytest
 from engine.backends.cpu.backend import CpuBackend, HeadDtype, KVDtype, instruction_sets
 from engine.backends.protocol import Sweep
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
+from support.programs import cross_tool, program
 from support.sequences import assert_same_bits, token_rows
 
 SOURCE = Path(__file__).parent / "native" / "emulated"
@@ -44,23 +42,9 @@ SHAPES = {
 }
 
 
-def find(*programs: str) -> str | None:
-    """The first of `programs` that is installed, in this Python's environment or on the path."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return next((found for name in programs if (found := shutil.which(name, path=places))), None)
-
-
-def need(*programs: str) -> str:
-    found = find(*programs)
-    if found is None:
-        pytest.skip(f"{' or '.join(programs)} is not installed")
-    return found
-
-
 def build(directory: Path, *options: str) -> Path:
     """Compile `isa_compare`, with warnings as errors, and return its path."""
-    cmake, ninja = find("cmake"), find("ninja")
-    assert cmake and ninja, "the development dependencies include both"
+    cmake, ninja = program("cmake", "cmake"), program("ninja", "ninja")
     configure = [cmake, "-S", str(SOURCE), "-B", str(directory), "-G", "Ninja"]
     run([*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}", *options])
     run([cmake, "--build", str(directory)])
@@ -105,7 +89,6 @@ def assert_only_accessors(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def native_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    need("c++", "g++", "clang++")
     return build(tmp_path_factory.mktemp("native"))
 
 
@@ -133,20 +116,20 @@ def test_vnni_under_simde(tmp_path: Path) -> None:
         pytest.skip("the emulation is made of AVX2 instructions")
     if not Path("/usr/include/simde/x86/avx512.h").exists():
         pytest.skip("SIMDe is not installed")
-    program = build(tmp_path, "-DEMULATE=ON")
+    comparison = build(tmp_path, "-DEMULATE=ON")
     names = ["avx512vnni", "avxvnni"]
-    assert_all_equal(run([str(program), str(ROUNDS), *names]), names)
+    assert_all_equal(run([str(comparison), str(ROUNDS), *names]), names)
 
 
 def test_neon_under_qemu(tmp_path: Path) -> None:
-    qemu = need("qemu-aarch64", "qemu-aarch64-static")
-    program = build(
+    qemu = cross_tool("qemu-aarch64", "qemu-aarch64-static")
+    comparison = build(
         tmp_path,
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"-DCMAKE_CXX_COMPILER={need('aarch64-linux-gnu-g++')}",
+        f"-DCMAKE_CXX_COMPILER={cross_tool('aarch64-linux-gnu-g++')}",
     )
-    assert_all_equal(run([qemu, str(program), str(ROUNDS)]), ["neon", "scalar"])
+    assert_all_equal(run([qemu, str(comparison), str(ROUNDS)]), ["neon", "scalar"])
     assert_only_accessors(tmp_path)
 
 

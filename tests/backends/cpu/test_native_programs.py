@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from support.backend_variants import instruction_sets
+from support.programs import program
 
 SOURCES = Path(__file__).resolve().parent / "native"
 OPTIONAL_SETS = ("avx512vnni", "avxvnni")
 """Compiled only where they can be run, to save time."""
-
-pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 
 Build = Callable[[str, str], Path]
 """(sanitizers, program) → the program."""
@@ -25,19 +23,20 @@ Build = Callable[[str, str], Path]
 @pytest.fixture(scope="module")
 def build(pytestconfig: pytest.Config) -> Build:
     assert pytestconfig.cache is not None
+    cmake = program("cmake", "cmake")
     # Kept between sessions: only what has changed is compiled again.
     place = hashlib.sha256(str(SOURCES).encode()).hexdigest()[:8]
     root = pytestconfig.cache.mkdir(f"native-programs-{place}")
 
-    def program(sanitizers: str, name: str) -> Path:
+    def built(sanitizers: str, name: str) -> Path:
         directory = root / (sanitizers.replace(",", "-") or "plain")
         unwanted = [name for name in OPTIONAL_SETS if name not in instruction_sets()]
         switches = [f"-DBITSKIP_COMPILES_{name.upper()}=OFF" for name in unwanted]
-        run("cmake", "-S", SOURCES, "-B", directory, f"-DSANITIZE={sanitizers}", *switches)
-        run("cmake", "--build", directory, "--target", name, "--parallel")
+        run(cmake, "-S", SOURCES, "-B", directory, f"-DSANITIZE={sanitizers}", *switches)
+        run(cmake, "--build", directory, "--target", name, "--parallel")
         return directory / name
 
-    return program
+    return built
 
 
 def run(*command: str | Path) -> str:
@@ -48,7 +47,7 @@ def run(*command: str | Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("program", "arguments"),
+    ("name", "arguments"),
     [
         ("kernel_tests", ()),
         ("isa_compare", ("60",)),
@@ -57,15 +56,15 @@ def run(*command: str | Path) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_addresses_and_arithmetic(build: Build, program: str, arguments: tuple[str, ...]) -> None:
-    run(build("address,undefined", program), *arguments)
+def test_addresses_and_arithmetic(build: Build, name: str, arguments: tuple[str, ...]) -> None:
+    run(build("address,undefined", name), *arguments)
 
 
 @pytest.mark.parametrize(
-    ("program", "arguments"), [("team_tests", ("1000",)), ("model_tests", ("2",))]
+    ("name", "arguments"), [("team_tests", ("1000",)), ("model_tests", ("2",))]
 )
-def test_threads(build: Build, program: str, arguments: tuple[str, ...]) -> None:
-    run(build("thread", program), *arguments)
+def test_threads(build: Build, name: str, arguments: tuple[str, ...]) -> None:
+    run(build("thread", name), *arguments)
 
 
 def test_the_comparison_of_instruction_sets_notices_a_mutant(build: Build) -> None:
