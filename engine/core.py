@@ -148,6 +148,8 @@ class Core:
             prompt_logprobs = tuple(request.prompt_logprobs)
             request.prompt_logprobs_sent = True
         if ended:
+            if request.times.admission is None:
+                stats.left_queue.append(request.request_id)
             stats.finished.append(self._finished_stats(request))
         return ChoiceOutput(
             request_id=request.request_id,
@@ -189,6 +191,7 @@ class Core:
         stats.num_preemptions += plan.num_preempted
         for request in plan.admitted:
             if request.num_evictions == 0:
+                stats.left_queue.append(request.request_id)
                 stats.num_prompt_tokens += request.num_prompt
 
     @staticmethod

@@ -145,9 +145,6 @@ class MetricsExporter:
         registry: CollectorRegistry,
         *,
         model_name: str,
-        model_config: ModelConfig,
-        backend_name: str,
-        head_dtype: str,
         vllm_names: bool = True,
     ) -> None:
         self._registry = registry
@@ -159,14 +156,18 @@ class MetricsExporter:
             self._speculation.append(_SpeculationCounters(series, "vllm:spec_decode_"))
         self._acceptance: dict[int, MovingRatio] = {}
         self._draft_length = MovingRatio()
-        series.gauge(
+        self._model_info = series.gauge(
             "bitskip_model_info",
             "The model being served.",
             *("variant", "num_layers", "backend", "head_dtype"),
-        )(model_config.variant, model_config.num_layers, backend_name, head_dtype).set(1)
+        )
         series.gauge("bitskip_build_info", "This server's version.", "version")(
             package_version()
         ).set(1)
+
+    def describe_model(self, model: ModelConfig, *, backend_name: str, head_dtype: str) -> None:
+        """Say which model is served, now that it is known."""
+        self._model_info(model.variant, model.num_layers, backend_name, head_dtype).set(1)
 
     def _make_request_series(self, series: _Series) -> None:
         kind = ("exit_layer", "speculative")

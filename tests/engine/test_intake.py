@@ -122,7 +122,7 @@ def test_defaults_come_from_the_model(parts: EngineParts) -> None:
 def test_the_text_is_indexed_where_ngrams_may_draft(parts: EngineParts) -> None:
     (request,) = parts.intake.make_requests("r", [1], SamplingParams())
     assert request.ngrams is not None
-    early_exit = SpeculativeParams(method="early_exit")
+    early_exit = SpeculativeParams(method=DraftMethod.EARLY_EXIT)
     (request,) = parts.intake.make_requests("r", [1], SamplingParams(speculative=early_exit))
     assert request.ngrams is None
     exact = SpeculativeParams(num_speculations=3)
