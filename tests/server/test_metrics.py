@@ -71,14 +71,9 @@ GAUGES = {
 
 
 def make_exporter(vllm_names: bool = True) -> MetricsExporter:
-    return MetricsExporter(
-        CollectorRegistry(),
-        model_name="tiny",
-        model_config=MODEL,
-        backend_name="fake",
-        head_dtype="int8",
-        vllm_names=vllm_names,
-    )
+    exporter = MetricsExporter(CollectorRegistry(), model_name="tiny", vllm_names=vllm_names)
+    exporter.describe_model(MODEL, backend_name="fake", head_dtype="int8")
+    return exporter
 
 
 def full_step() -> StepStats:
