@@ -95,6 +95,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "kv_dtype": ("int8", "int8"),
     "uds_permissions": ("600", "600"),
     "log_level": ("DEBUG", "debug"),
+    "chat_template": (str(README), README),
     "ssl_keyfile_password": ("secret", SecretStr("secret")),
 }
 """What to set a setting to, and what it then is; the others follow from their type."""
