@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := .ci/constraints.txt
-SOURCES := $(wildcard engine server clients tests)
+SOURCES := $(wildcard engine server clients docker tests)
 CSRC := engine/backends/cpu/csrc
 NATIVE := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*.inl $(CSRC)/CMakeLists.txt $(CSRC)/*.cmake)
 
@@ -23,8 +23,8 @@ help: ## list the targets
 	@echo
 	@echo "  ARGS=\"...\"        more arguments for bitskip serve, pytest or the benchmark"
 	@echo "  PYTHON=python3.12 the interpreter that .venv is made with"
-	@echo "  TORCH_INDEX=URL   a further package index to take torch from at the first install:"
-	@echo "                    the usual one's Linux build brings gigabytes of CUDA with it"
+	@echo "  TORCH_INDEX=URL   a further package index to take torch from, which test, check and"
+	@echo "                    bench need: the usual one's Linux build brings gigabytes of CUDA"
 
 install: $(VENV)/.installed ## make .venv with what the server needs
 
@@ -57,8 +57,11 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"bitskip-server needs Python 3.11 or newer; name one with PYTHON=...")'
 	@test -x $(VENV)/bin/pip || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "Installing the server and what it needs into $(VENV): minutes, the first time"
+	@echo "Installing the server and what it needs into $(VENV): a minute or two, the first time"
 	@$(PIP_INSTALL) --editable .
+	@$(VENV)/bin/python -c 'import engine.backends.cpu._native' 2>/dev/null || { \
+		echo "No C++ compiler: installing torch, for the reference backend"; \
+		$(PIP_INSTALL) --editable '.[torch]'; }
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

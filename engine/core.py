@@ -92,6 +92,8 @@ class Core:
     def _apply(self, verdict: Verdict, result: StepResult) -> None:
         """Deliver tokens until the choice ends, rewind the counters, report."""
         request, now_s = verdict.work.request, self._clock()
+        if verdict.work.num_drafts:
+            result.stats.draft_lengths.append(verdict.num_drafts)
         delivered = 0
         for position, token_id in enumerate(verdict.tokens):
             if request.max_tokens == 0:
@@ -192,7 +194,8 @@ class Core:
         for request in plan.admitted:
             if request.num_evictions == 0:
                 stats.left_queue.append(request.request_id)
-                stats.num_prompt_tokens += request.num_prompt
+                if request.leader is None:
+                    stats.num_prompt_tokens += request.num_prompt
 
     @staticmethod
     def _count_draft(verdict: Verdict, delivered: int, stats: StepStats) -> None:

@@ -74,8 +74,10 @@ class StepStats:
     """(exit layer, source) → delivered tokens."""
     left_queue: list[str] = field(default_factory=list)
     """Request id of each choice that waits no more: admitted for the first time, or ended."""
+    draft_lengths: list[int] = field(default_factory=list)
+    """Drafts chosen for each choice that could have been drafted for, 0 included."""
     num_prompt_tokens: int = 0
-    """Prompt tokens of the choices admitted for the first time."""
+    """Tokens of the prompts admitted for the first time, once however many choices they have."""
     num_preemptions: int = 0
     num_prefix_queries: int = 0
     """Tokens looked up in the prefix cache."""

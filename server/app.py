@@ -128,7 +128,10 @@ def attach_engine(app: FastAPI, engine: Engine) -> None:
     """
     state, settings = app.state, app.state.settings
     state.exporter.describe_model(
-        engine.model_config, backend_name=engine.backend_name, head_dtype=engine.head_dtype
+        engine.model_config,
+        backend_name=engine.backend_name,
+        head_dtype=engine.head_dtype,
+        draft_exit_layer=engine.config.draft_exit_layer,
     )
     line = WaitingLine(
         max_choices=settings.max_queued_requests,

@@ -14,9 +14,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engine.config import ModelConfig
+from engine.config import MAX_SPECULATIONS, ModelConfig
 from engine.metrics import DraftStats, FinishedStats, StepStats
-from engine.types import FinishReason
+from engine.types import FinishReason, TokenSource
+from server.errors import REJECTION_REASONS
 from server.version import package_version
 
 STEP_BUCKETS = (
@@ -35,7 +36,7 @@ ACCEPTED_BUCKETS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 M = TypeVar("M", Counter, Gauge, Histogram)
 
 MOVING_DECAY = 0.99
-"""What a verified draft leaves of the weight of those before it: about the last hundred count."""
+"""What a draft leaves of the weight of those before it: about the last hundred count."""
 
 
 class MovingRatio:
@@ -125,8 +126,18 @@ class _SpeculationCounters:
             "position",
         )
 
+    def _labels(self, depth: int) -> tuple[int, ...]:
+        return (depth,) if self._has_depth else ()
+
+    def begin_at_zero(self, depth: int) -> None:
+        labels = self._labels(depth)
+        for counter in (self.drafts, self.draft_tokens, self.accepted_tokens):
+            counter(*labels)
+        for position in range(MAX_SPECULATIONS):
+            self.accepted_per_pos(*labels, position)
+
     def count(self, draft: DraftStats) -> None:
-        labels = (draft.draft_exit_layer,) if self._has_depth else ()
+        labels = self._labels(draft.draft_exit_layer)
         self.drafts(*labels).inc()
         self.draft_tokens(*labels).inc(draft.num_draft_tokens)
         self.accepted_tokens(*labels).inc(draft.num_accepted_tokens)
@@ -164,10 +175,38 @@ class MetricsExporter:
         series.gauge("bitskip_build_info", "This server's version.", "version")(
             package_version()
         ).set(1)
+        self._begin_at_zero()
 
-    def describe_model(self, model: ModelConfig, *, backend_name: str, head_dtype: str) -> None:
-        """Say which model is served, now that it is known."""
-        self._model_info(model.variant, model.num_layers, backend_name, head_dtype).set(1)
+    def describe_model(
+        self,
+        model: ModelConfig,
+        *,
+        backend_name: str,
+        head_dtype: str,
+        draft_exit_layer: int | None,
+    ) -> None:
+        """Say which model is served; `draft_exit_layer` drafts where no request says otherwise.
+
+        What ordinary requests will count is shown from now on, as 0: a series that appears with
+        its first event hides that event from `rate` and `increase`. Other depths are left to
+        appear, since a series for each would be thousands.
+        """
+        depth = model.num_layers
+        self._model_info(model.variant, depth, backend_name, head_dtype).set(1)
+        durations = (self._ttft, self._e2e, self._queue, self._prefill, self._decode)
+        for histogram in (*durations, self._itl):
+            for is_speculative in (True, False):
+                histogram(depth, _flag(is_speculative))
+        for phase in ("verify", "decode", "prefill", "mixed"):
+            self._passes(phase, depth)
+        for source in TokenSource:
+            self._generated(depth, source.value)
+        for draft_depth in {0, draft_exit_layer} - {None}:
+            self._accepted(draft_depth)
+            for counters in self._speculation:
+                counters.begin_at_zero(draft_depth)
+        if draft_exit_layer is not None:
+            self._passes("draft", draft_exit_layer)
 
     def _make_request_series(self, series: _Series) -> None:
         kind = ("exit_layer", "speculative")
@@ -200,8 +239,6 @@ class MetricsExporter:
         self._rejected = series.counter(
             "bitskip_request_rejected", "Requests refused before they began.", "reason"
         )
-        for reason in FinishReason:
-            self._success(reason.value)
 
     def _make_step_series(self, series: _Series) -> None:
         self._passes = series.histogram(
@@ -217,7 +254,9 @@ class MetricsExporter:
             ACCEPTED_BUCKETS,
             "exit_layer",
         )
-        self._prompt_tokens = series.counter("bitskip_prompt_tokens", "Prompt tokens admitted.")
+        self._prompt_tokens = series.counter(
+            "bitskip_prompt_tokens", "Tokens of admitted prompts, whatever their number of choices."
+        )
         self._generated = series.counter(
             "bitskip_generation_tokens", "Tokens delivered.", "exit_layer", "source"
         )
@@ -239,14 +278,22 @@ class MetricsExporter:
             "exit_layer",
         )
         self._draft_length_gauge = series.gauge(
-            "bitskip_spec_draft_length", "Tokens per verified draft, moving."
+            "bitskip_spec_draft_length",
+            "Drafts chosen per round and choice that may be drafted for, 0 included, moving.",
         )
+
+    def _begin_at_zero(self) -> None:
+        """Show what depends on no model: as `describe_model` does."""
         for metric in (
             *(self._rows, self._prompt_lengths, self._generation_lengths),
             *(self._prompt_tokens, self._preemptions, self._prefix_queries, self._prefix_hits),
             *(self._running, self._waiting, self._kv_usage, self._draft_length_gauge),
         ):
-            metric()  # A series that is there from the start, at 0.
+            metric()
+        for finish_reason in FinishReason:
+            self._success(finish_reason.value)
+        for rejection_reason in REJECTION_REASONS:
+            self._rejected(rejection_reason)
 
     def observe(self, stats: StepStats) -> None:
         """Count one engine step."""
@@ -255,6 +302,8 @@ class MetricsExporter:
             self._rows().observe(item.num_rows)
         for draft in stats.drafts:
             self._observe_draft(draft)
+        for length in stats.draft_lengths:
+            self._draft_length_gauge().set(self._draft_length.add(length, 1))
         for interval in stats.intervals:
             histogram = self._itl(interval.exit_layer, _flag(interval.speculative))
             for _ in range(interval.num_tokens):
@@ -280,7 +329,6 @@ class MetricsExporter:
             draft.num_accepted_tokens,
         )
         self._accepted(depth).observe(num_accepted)
-        self._draft_length_gauge().set(self._draft_length.add(num_draft, 1))
         if num_draft:
             rate = self._acceptance.setdefault(depth, MovingRatio()).add(num_accepted, num_draft)
             self._acceptance_rate(depth).set(rate)

@@ -35,6 +35,12 @@ def create_backend(
     if name == "auto":
         name = BACKENDS[0]
         if not has_native_kernels():
+            if not has_torch():
+                raise ConfigError(
+                    "there is nothing to compute with: the native kernels were not compiled "
+                    "(install a C++ compiler, then the package again), and the reference backend "
+                    "needs torch: pip install 'bitskip-server[torch]'"
+                )
             name = "reference"
             logger.warning(
                 "the native kernels were not compiled (no C++ compiler at install time): "
@@ -57,6 +63,10 @@ def create_backend(
             **options,
         )
     if name == "reference":
+        if not has_torch():
+            raise ConfigError(
+                "backend 'reference' needs torch: pip install 'bitskip-server[torch]'"
+            )
         from engine.backends.reference import ReferenceBackend
 
         if options.pop("head_dtype", "fp32") != "fp32":
@@ -72,6 +82,11 @@ def create_backend(
         )
     choices = ", ".join(("auto", *BACKENDS))
     raise ConfigError(f"backend {name!r} does not exist; choose one of: {choices}")
+
+
+def has_torch() -> bool:
+    """Whether torch is installed, which only the reference backend and training need."""
+    return find_spec("torch") is not None
 
 
 def has_native_kernels() -> bool:

@@ -153,9 +153,14 @@ class _Seen:
         """The time that they take, in formula units."""
         return (self.first + self.others) * math.exp(self.times.value)
 
+    @property
+    def experience(self) -> int:
+        """How many they are, as far as that matters."""
+        return min(self.count, WINDOW)
+
     def weight(self, now: int) -> float:
         """How much they have to say: little when they are few, or long ago."""
-        count = min(self.count, WINDOW)
+        count = self.experience
         return count * count / (count + 2) * 0.5 ** ((now - self.last_seen) / HALF_LIFE)
 
 
@@ -197,18 +202,22 @@ class CostModel:
         value = math.log(duration_s / (first + others))
         kind = _Kind.of(shape)
         seen = self._seen.setdefault(kind, _Seen())
-        levels = [(known, past - known.times.value) for known, past in self._recent]
-        rivals = [level for known, level in levels if known is not seen]
+        # Passes that are hardly known yet do not teach one that is.
+        rivals = [
+            past - known.times.value
+            for known, past in self._recent
+            if known is not seen and known.experience >= seen.experience
+        ]
         if len(rivals) >= MIN_RIVALS or (rivals and seen.count < MIN_RIVALS):
             seen.times.add(value - lower_median(rivals))
         elif not seen.count:
             seen.times.add(0.0)
+        seen.first, seen.others, seen.last_seen = first, others, self._num_passes
+        seen.count += 1
         self._recent.append((seen, value))
         self._scale = math.exp(
             lower_median([past - known.times.value for known, past in self._recent])
         )
-        seen.first, seen.others, seen.last_seen = first, others, self._num_passes
-        seen.count += 1
         self._num_passes += 1
         has_doubled = seen.count & (seen.count - 1) == 0
         if has_doubled or self._num_passes % REFRESH_INTERVAL == 0:

@@ -17,7 +17,15 @@ from rich.progress import (
 )
 
 from engine.config import ModelConfig
+from engine.errors import ConfigError
 from server.commands import clean_errors
+
+
+def _check_torch() -> None:
+    from engine.backends.registry import has_torch
+
+    if not has_torch():
+        raise ConfigError("training needs torch: pip install 'bitskip-server[torch]'")
 
 
 def train(
@@ -67,6 +75,8 @@ def train(
     compile: Annotated[bool, typer.Option(help="Compile the layers: faster steps.")] = False,
 ) -> None:
     """Train a model with layer dropout and early-exit loss; OUT/model is the result."""
+    with clean_errors():
+        _check_torch()
     from engine.training.data import DataSource, prepare_data
     from engine.training.recipe import TrainingConfig
     from engine.training.trainer import train as run

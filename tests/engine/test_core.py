@@ -331,6 +331,39 @@ def test_a_choice_preempted_while_reading_counts_its_prompt_once() -> None:
     assert total(results, "num_prompt_tokens") == 50
 
 
+def test_a_prompt_is_counted_once_however_many_choices_it_has() -> None:
+    parts = parts_over(FakeBackend(CONFIG))
+    start(parts, n=3, max_tokens=4, ignore_eos=True)
+    results = steps_to_end(parts.core)
+    assert total(results, "num_prompt_tokens") == len(PROMPT)
+
+
+def test_every_eviction_is_counted() -> None:
+    parts = parts_over(FakeBackend(CONFIG), kv_cache_tokens=64)
+    for name in ("a", "b", "c"):
+        start(parts, name, prompt=[int(name, 16)] * 12, max_tokens=30, ignore_eos=True)
+    parts.core.step()
+    requests = list(parts.core.scheduler.requests())
+    results = steps_to_end(parts.core)
+    evictions = sum(request.num_evictions for request in requests)
+    assert total(results, "num_preemptions") == evictions > 0
+
+
+def test_draft_lengths_are_those_chosen_also_where_nothing_is_drafted() -> None:
+    """Of choices that may be drafted for: neither while they read, nor before their last token."""
+    parts = parts_over(scripted(script_of(1, 2, 3, 4, 5, 6, 7)))
+    start(parts, max_tokens=7, ignore_eos=True, speculative=drafting(2))
+    start(parts, "plain", max_tokens=7, ignore_eos=True)
+    lengths = [result.stats.draft_lengths for result in steps_to_end(parts.core)]
+    assert [length for length in lengths if length] == [[2], [2]]
+    # Without a repetition there is nothing to draft from.
+    unsure = DraftMethod.NGRAM
+    parts = parts_over(scripted(script_of(11, 12, 13, 14)))
+    start(parts, max_tokens=4, speculative=SpeculativeParams(method=unsure, num_speculations=2))
+    lengths = [result.stats.draft_lengths for result in steps_to_end(parts.core)]
+    assert lengths == [[], [0], [0], []]
+
+
 def test_prefix_queries_and_hits() -> None:
     parts = parts_over(FakeBackend(CONFIG), max_batched_tokens=64)
     first, second = StepStats(), StepStats()

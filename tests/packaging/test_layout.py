@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "server", "clients")
 TOP_LEVEL = {
     ".ci",
+    ".dockerignore",
     ".gitignore",
     "LICENSE",
     "Makefile",

@@ -12,8 +12,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from engine.config import ModelConfig
+from engine.errors import (
+    BitSkipError,
+    ContextLengthError,
+    EngineUnavailableError,
+    InvalidRequestError,
+)
 from engine.metrics import DraftStats, FinishedStats, IntervalStats, PassStats, StepStats
 from engine.types import FinishReason, TokenSource
+from server.errors import (
+    ERROR_KINDS,
+    REJECTION_REASONS,
+    BodyTooLargeError,
+    LimitError,
+    ModelNotFoundError,
+    QueueFullError,
+    UnauthorizedError,
+    rejection_reason,
+)
 from server.metrics import REQUEST_BUCKETS, STEP_BUCKETS, MetricsExporter
 
 MODEL = ModelConfig(
@@ -72,7 +88,7 @@ GAUGES = {
 
 def make_exporter(vllm_names: bool = True) -> MetricsExporter:
     exporter = MetricsExporter(CollectorRegistry(), model_name="tiny", vllm_names=vllm_names)
-    exporter.describe_model(MODEL, backend_name="fake", head_dtype="int8")
+    exporter.describe_model(MODEL, backend_name="fake", head_dtype="int8", draft_exit_layer=2)
     return exporter
 
 
@@ -92,6 +108,7 @@ def full_step() -> StepStats:
     return StepStats(
         passes=[PassStats("draft", 2, 3, 0.0015), PassStats("verify", 8, 9, 0.009)],
         drafts=[DraftStats(2, 4, 3), DraftStats(0, 2, 0)],
+        draft_lengths=[4, 2, 0],
         intervals=[IntervalStats(8, True, 0.04, 4)],
         finished=[finished],
         generated={(8, TokenSource.DRAFT): 3, (8, TokenSource.CORRECTED): 1},
@@ -109,6 +126,10 @@ def samples(exporter: MetricsExporter) -> list[Sample]:
     body, _ = exporter.render("")
     families = text_string_to_metric_families(body.decode())
     return [sample for family in families for sample in family.samples]
+
+
+def series_of(sample: Sample) -> tuple[str, frozenset[tuple[str, str]]]:
+    return sample.name, frozenset(sample.labels.items())
 
 
 def value(items: Iterable[Sample], name: str, **labels: str) -> float:
@@ -148,10 +169,12 @@ def test_buckets_are_the_contract(exported: list[Sample]) -> None:
 
 def test_values(exported: list[Sample]) -> None:
     latency = "bitskip_inter_token_latency_seconds"
-    assert value(exported, f"{latency}_count") == 4
-    assert value(exported, f"{latency}_sum") == pytest.approx(0.04)
-    assert value(exported, f"{latency}_bucket", le="0.01", speculative="true") == 4
-    assert value(exported, f"{latency}_bucket", le="0.0075") == 0
+    drafted = {"exit_layer": "8", "speculative": "true"}
+    assert value(exported, f"{latency}_count", **drafted) == 4
+    assert value(exported, f"{latency}_sum", **drafted) == pytest.approx(0.04)
+    assert value(exported, f"{latency}_bucket", le="0.01", **drafted) == 4
+    assert value(exported, f"{latency}_bucket", le="0.0075", **drafted) == 0
+    assert value(exported, f"{latency}_count", exit_layer="8", speculative="false") == 0
     assert value(exported, "bitskip_pass_seconds_sum", phase="verify", exit_layer="8") == 0.009
     assert value(exported, "bitskip_sweep_rows_sum") == 12
     assert value(exported, "bitskip_accepted_length_sum", exit_layer="2") == 3
@@ -168,7 +191,7 @@ def test_values(exported: list[Sample]) -> None:
     assert value(exported, "vllm:spec_decode_num_draft_tokens_total") == 6
     assert value(exported, "bitskip_spec_decode_num_draft_tokens_total", exit_layer="2") == 4
     assert value(exported, "bitskip_spec_acceptance_rate", exit_layer="2") == 0.75
-    assert value(exported, "bitskip_spec_draft_length") == pytest.approx(3, abs=0.1)
+    assert value(exported, "bitskip_spec_draft_length") == pytest.approx(2, abs=0.1)
     assert value(exported, "bitskip_num_requests_running") == 3
     assert value(exported, "bitskip_num_requests_waiting") == 2
     assert value(exported, "bitskip_kv_cache_usage_ratio") == 0.5
@@ -184,11 +207,39 @@ def test_the_moving_rate_follows_the_present() -> None:
     assert value(samples(exporter), "bitskip_spec_acceptance_rate") < 0.1
 
 
-def test_counters_are_there_before_anything_happened() -> None:
-    idle = samples(make_exporter())
-    assert value(idle, "bitskip_prompt_tokens_total") == 0
-    assert value(idle, "bitskip_num_requests_running") == 0
-    assert value(idle, "bitskip_request_success_total", finished_reason="length") == 0
+def test_ordinary_requests_make_no_new_series() -> None:
+    """A series that appears with its first event hides that event from `rate`."""
+    exporter = make_exporter()
+    idle = samples(exporter)
+    info = {"bitskip_model_info", "bitskip_build_info"}
+    assert {sample.value for sample in idle if sample.name not in info} == {0}
+    exporter.observe(full_step())
+    for reason in REJECTION_REASONS:
+        exporter.count_rejected(reason)
+    measured = {"bitskip_spec_acceptance_rate"}  # No rate is true before the first draft.
+    appeared = {series_of(s) for s in samples(exporter)} - {series_of(s) for s in idle}
+    assert {name for name, _ in appeared} == measured
+
+
+def test_every_error_has_a_reason_of_the_bounded_set() -> None:
+    errors: list[Exception] = [
+        InvalidRequestError("no", code="whatever the client sent"),
+        ModelNotFoundError("x"),
+        ContextLengthError("too long"),
+        UnauthorizedError("no key"),
+        BodyTooLargeError(10),
+        LimitError("too many"),
+        QueueFullError("later", retry_after_s=1),
+        *(
+            cls("no")
+            for cls in ERROR_KINDS
+            if issubclass(cls, EngineUnavailableError) and cls is not QueueFullError
+        ),
+        BitSkipError("broken"),
+    ]
+    reasons = [rejection_reason(error) for error in errors]
+    assert set(reasons) == set(REJECTION_REASONS)
+    assert len(set(reasons)) == len(errors)
 
 
 def test_vllm_names_can_be_turned_off() -> None:
