@@ -131,9 +131,19 @@ class AsyncEngine:
         return self._backend.name
 
     @property
+    def backend_description(self) -> str:
+        """How the backend computes: its instruction set or library, and its threads."""
+        return self._backend.description
+
+    @property
     def head_dtype(self) -> str:
-        """Precision of the head's weights."""
+        """What the head's weights are held in."""
         return self._backend.head_dtype
+
+    @property
+    def kv_dtype(self) -> str:
+        """What K/V is cached in."""
+        return self._backend.kv_dtype
 
     @property
     def status(self) -> EngineStatus:
@@ -238,8 +248,10 @@ class AsyncEngine:
     def _die(self) -> None:
         """Answer everybody: no step will come any more."""
         self._status = EngineStatus.DEAD
+        last = StepStats()  # Nothing runs any more: the gauges fall to 0.
         for request_id, stream in list(self._streams.items()):
             for index in sorted(self._open[request_id]):
+                last.left_queue.append(request_id)
                 stream.put(
                     ChoiceOutput(
                         request_id=request_id,
@@ -254,7 +266,7 @@ class AsyncEngine:
         self._open.clear()
         self._idle.set()
         for listener in self._listeners:
-            listener(StepStats())  # Nothing runs any more: the gauges fall to 0.
+            listener(last)
 
     # --- on the engine thread ----------------------------------------------------------------
 

@@ -150,6 +150,8 @@ class Core:
             prompt_logprobs = tuple(request.prompt_logprobs)
             request.prompt_logprobs_sent = True
         if ended:
+            if request.times.admission is None:
+                stats.left_queue.append(request.request_id)
             stats.finished.append(self._finished_stats(request))
         return ChoiceOutput(
             request_id=request.request_id,
@@ -190,8 +192,10 @@ class Core:
     def _count_plan(self, plan: RoundPlan, stats: StepStats) -> None:
         stats.num_preemptions += plan.num_preempted
         for request in plan.admitted:
-            if request.num_evictions == 0 and request.leader is None:
-                stats.num_prompt_tokens += request.num_prompt
+            if request.num_evictions == 0:
+                stats.left_queue.append(request.request_id)
+                if request.leader is None:
+                    stats.num_prompt_tokens += request.num_prompt
 
     @staticmethod
     def _count_draft(verdict: Verdict, delivered: int, stats: StepStats) -> None:

@@ -72,6 +72,8 @@ class StepStats:
     finished: list[FinishedStats] = field(default_factory=list)
     generated: dict[tuple[int, TokenSource], int] = field(default_factory=dict)
     """(exit layer, source) → delivered tokens."""
+    left_queue: list[str] = field(default_factory=list)
+    """Request id of each choice that waits no more: admitted for the first time, or ended."""
     draft_lengths: list[int] = field(default_factory=list)
     """Drafts chosen for each choice that could have been drafted for, 0 included."""
     num_prompt_tokens: int = 0

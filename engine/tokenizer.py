@@ -38,7 +38,8 @@ class Tokenizer:
     `skip_special_tokens` leaves out. `eos_token_ids` are all the ids that end a text, the
     tokenizer's own first; `eos_token_id` is the first of them. `special_tokens` gives the texts
     of those with a role (`bos_token` …), and `chat_template` the Jinja source that turns messages
-    into a prompt, where the files have one.
+    into a prompt, where the files have one. `tokenizer_class` names the Hugging Face class that
+    the files say they are of.
     """
 
     vocab_size: int
@@ -48,6 +49,7 @@ class Tokenizer:
     bos_token_id: int | None
     special_tokens: Mapping[str, str]
     chat_template: str | None
+    tokenizer_class: str | None
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Tokenizer:
         bos_token_id: int | None = None,
         special_tokens: Mapping[str, str] = MappingProxyType({}),
         chat_template: str | None = None,
+        tokenizer_class: str | None = None,
     ) -> None:
         """Take over `backend`; raises `TokenizerError` unless its decoder is ByteLevel."""
         kind = "none" if backend.decoder is None else type(backend.decoder).__name__
@@ -77,6 +80,7 @@ class Tokenizer:
         self.bos_token_id = bos_token_id
         self.special_tokens = MappingProxyType(dict(special_tokens))
         self.chat_template = chat_template
+        self.tokenizer_class = tokenizer_class
         self._bytes = [b""] * self.vocab_size
         for text, index in vocabulary.items():
             is_special = index in self.special_ids
@@ -102,6 +106,7 @@ class Tokenizer:
             files.bos_token_id,
             files.special_tokens,
             files.chat_template,
+            files.tokenizer_class,
         )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

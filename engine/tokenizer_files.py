@@ -47,6 +47,8 @@ class TokenizerFiles:
     """Role (`bos_token`, `eos_token` …) → text, as chat templates know them."""
     chat_template: str | None
     """The Jinja source that turns messages into a prompt."""
+    tokenizer_class: str | None
+    """Hugging Face's class that made the files, where they say."""
 
 
 def read_directory(path: Path) -> TokenizerFiles:
@@ -92,6 +94,7 @@ def read_directory(path: Path) -> TokenizerFiles:
         next(iter(ids["bos_token"]), None),
         special_tokens,
         _read_chat_template(path, config, config_file),
+        kind if isinstance(kind := config.get("tokenizer_class"), str) else None,
     )
 
 

@@ -5,14 +5,22 @@ context      what every route needs: engine, settings, model names, exporter
 engine_api   the engine's interface as the server uses it
 protocol     the bodies of requests, validated
 wire         JSON in and out
-completions  from a request to sampling parameters, submission and merging of prompts
+prompts      from a request to token ids; chat_template: from messages to a prompt
+generation   from a request to sampling parameters, submission and merging of prompts
+limits       what one request may ask for at most
+admission    who may wait for a place in the engine, and how long
 choices      from engine outputs to the choices, usage and metrics of a response
 streaming    server-sent events, pings, disconnects
 errors       one table from exceptions to status codes, and the error body
 middleware   request ids and the last line of defence
+auth         API keys; body_limit: the size of bodies
 metrics      the Prometheus exporter
-settings     every option, its environment variable and its help text
-lifecycle    listening, signals, draining
+settings     every option: flag, environment variable, key of the settings file
+listener     the socket: TCP or Unix, certificates
+model_source from MODEL to a directory: the hub, the pack cache
+loading      loading beside everything else
+lifecycle    answering while the model is loaded, signals, draining
+summary      what a server says of itself when it is ready
 cli          the `bitskip` command; its commands live in `commands`
 
 Nothing here runs the model, and importing it imports no torch.

@@ -11,6 +11,7 @@ import typer
 
 from server.commands.evaluate import evaluate
 from server.commands.export import export
+from server.commands.options import SectionedCommand
 from server.commands.pack import pack
 from server.commands.serve import serve
 from server.commands.synth import synth
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # Its tables cut off the names of environment variables.
     pretty_exceptions_enable=False,
 )
-app.command(short_help="Serve a model over OpenAI-style endpoints.")(serve)
+app.command(cls=SectionedCommand, short_help="Serve a model over OpenAI-style endpoints.")(serve)
 app.command(short_help="Make a checkpoint small and quick to load.")(pack)
 app.command(short_help="Write a model as GGUF, for llama.cpp.")(export)
 app.command(short_help="Train an early-exit model on text files.")(train)

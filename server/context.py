@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from engine.errors import BitSkipError
+from server.admission import WaitingLine
 from server.chat_template import ChatTemplate
 from server.engine_api import Engine
-from server.errors import ModelNotFoundError
+from server.errors import EngineLoadingError, ModelNotFoundError, rejection_reason
 from server.metrics import MetricsExporter
 from server.settings import ServerSettings
 from server.version import package_version
@@ -23,10 +26,12 @@ class ServerContext:
     engine: Engine
     settings: ServerSettings
     exporter: MetricsExporter
+    line: WaitingLine
+    """Those who wait for a place to run."""
     model_names: tuple[str, ...]
     """Names under which the model is served; the first is the one that responses show."""
     fingerprint: str
-    """`system_fingerprint`: equal for equal software, backend and model shape."""
+    """`system_fingerprint`: equal for equal software, backend, dtypes and model shape."""
     chat_template: ChatTemplate | None
     """What turns messages into prompts; None: chat is refused."""
     clock: Callable[[], float]
@@ -44,11 +49,35 @@ class ServerContext:
 
 
 def get_context(request: Request) -> ServerContext:
-    """The context of the application that received the request."""
-    return request.app.state.context
+    """The context of the application that received the request.
+
+    Raises `EngineLoadingError` while the model is being loaded.
+    """
+    context = request.app.state.context
+    if context is None:
+        raise EngineLoadingError("The model is still being loaded")
+    return context
+
+
+def get_exporter(request: Request) -> MetricsExporter:
+    """The application's metrics, which are there from the start."""
+    return request.app.state.exporter
+
+
+@contextmanager
+def rejections_counted(request: Request) -> Iterator[None]:
+    """Count what the block raises as a rejected request, by its reason."""
+    try:
+        yield
+    except BitSkipError as error:
+        get_exporter(request).count_rejected(rejection_reason(error))
+        raise
 
 
 def system_fingerprint(engine: Engine) -> str:
-    """A short digest of what decides the floats: version, backend and the model's shape."""
-    facts = f"{package_version()} {engine.backend_name} {engine.model_config}"
+    """A short digest of what decides the floats: version, backend, dtypes and the model's shape."""
+    facts = (
+        f"{package_version()} {engine.backend_name} {engine.head_dtype} {engine.kv_dtype} "
+        f"{engine.model_config}"
+    )
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"

@@ -31,6 +31,11 @@ class Tokenizer(Protocol):
         """The model's own Jinja source, where it has one."""
         ...
 
+    @property
+    def tokenizer_class(self) -> str | None:
+        """Hugging Face's class that made the tokenizer's files, where they say."""
+        ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`. Safe to call from any thread."""
         ...
@@ -78,8 +83,18 @@ class Engine(Protocol):
     def backend_name(self) -> str: ...
 
     @property
+    def backend_description(self) -> str:
+        """How the backend computes: its instruction set or library, and its threads."""
+        ...
+
+    @property
     def head_dtype(self) -> str:
-        """Precision of the head's weights: `float32`, `int8` …"""
+        """What the head's weights are held in: `fp32`, `bf16` or `int8`."""
+        ...
+
+    @property
+    def kv_dtype(self) -> str:
+        """What K/V is cached in: `fp32`, `fp16` or `int8`."""
         ...
 
     @property

@@ -3,9 +3,14 @@
 Exceptions of the server itself, beside those of `engine.errors`:
 
 InvalidRequestError
-└── ModelNotFoundError       a model name that is not served
+├── ModelNotFoundError       a model name that is not served
+├── UnauthorizedError        no API key, or a wrong one
+├── BodyTooLargeError        more bytes than a request may have
+└── LimitError               more prompts, choices or stop strings than a request may have
 EngineUnavailableError
-└── EngineLoadingError       the engine is not ready yet
+├── EngineLoadingError       the engine is not ready yet
+├── QueueFullError           too many wait already (carries `retry_after_s`)
+└── QueueTimeoutError        the request has waited too long
 """
 
 from __future__ import annotations
@@ -51,6 +56,46 @@ class EngineLoadingError(EngineUnavailableError):
     code = "loading"
 
 
+class UnauthorizedError(InvalidRequestError):
+    """No API key, or a wrong one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_api_key")
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """More bytes than a request may have."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"The body is larger than {max_bytes} bytes, which is the most that this server takes",
+            code="body_too_large",
+        )
+
+
+class LimitError(InvalidRequestError):
+    """More of something than a request may have; the message names the server's limit."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="limit_exceeded")
+
+
+class QueueFullError(EngineUnavailableError):
+    """Too many wait already; in `retry_after_s` seconds there should be room."""
+
+    code = "queue_full"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueTimeoutError(EngineUnavailableError):
+    """The request has waited too long."""
+
+    code = "queue_timeout"
+
+
 class ErrorKind(NamedTuple):
     """How a class of exceptions is told to clients."""
 
@@ -72,10 +117,15 @@ ERROR_KINDS: Mapping[type[Exception], ErrorKind] = MappingProxyType(
         InvalidRequestError: ErrorKind(400, _INVALID),
         ContextLengthError: ErrorKind(400, _INVALID),
         ModelNotFoundError: ErrorKind(404, _INVALID),
+        UnauthorizedError: ErrorKind(401, _INVALID),
+        BodyTooLargeError: ErrorKind(413, _INVALID),
+        LimitError: ErrorKind(400, _INVALID),
         EngineUnavailableError: ErrorKind(503, _UNAVAILABLE),
         EngineLoadingError: ErrorKind(503, _UNAVAILABLE),
         EngineDeadError: ErrorKind(503, _UNAVAILABLE),
         EngineDrainingError: ErrorKind(503, _UNAVAILABLE),
+        QueueFullError: ErrorKind(429, "rate_limit_error"),
+        QueueTimeoutError: ErrorKind(408, "timeout_error"),
         Exception: ErrorKind(500, _SERVER, is_public=False),
     }
 )
@@ -109,9 +159,11 @@ def describe(error: Exception) -> dict[str, Any]:
 
 def error_response(error: Exception) -> JSONBody:
     """The response to an exception, with `Retry-After` where trying again can help."""
-    headers = None
+    headers = {}
     if isinstance(error, EngineUnavailableError) and not isinstance(error, EngineDeadError):
-        headers = {"retry-after": str(RETRY_AFTER_S)}
+        headers["retry-after"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))
+    if isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = 'Bearer realm="bitskip"'
     return JSONBody(describe(error), status_code=kind_of(error).status, headers=headers)
 
 
@@ -138,6 +190,7 @@ def unavailable(status: str) -> EngineUnavailableError:
 
 REJECTION_REASONS = (
     *("invalid_request", "internal_error", "context_length_exceeded", "model_not_found"),
+    *("invalid_api_key", "body_too_large", "limit_exceeded"),
     *sorted({cls.code for cls in ERROR_KINDS if issubclass(cls, EngineUnavailableError)}),
 )
 """Every value that the label of `bitskip_request_rejected_total` may take."""
@@ -147,5 +200,5 @@ def rejection_reason(error: Exception) -> str:
     """The one of `REJECTION_REASONS` that an exception stands for."""
     code = getattr(error, "code", None)
     if code in REJECTION_REASONS:
-        return code
+        return str(code)
     return "invalid_request" if kind_of(error).status < 500 else "internal_error"

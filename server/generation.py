@@ -16,13 +16,21 @@ from typing import Any, Generic, TypeVar
 from engine.errors import BitSkipError, InvalidRequestError
 from engine.types import ChoiceOutput, DraftMethod, SamplingParams, SpeculativeParams
 from server.accounting import UsageCounter, metrics_object
+from server.admission import Place
 from server.chat_template import ChatTemplate
 from server.choices import ChoiceAssembler, ChoicePart
 from server.context import ServerContext
-from server.engine_api import Engine, OutputStream
-from server.errors import output_error
+from server.engine_api import READY, Engine, OutputStream
+from server.errors import output_error, unavailable
 from server.formats import AnswerFormat, ChatFormat, CompletionFormat
-from server.prompts import PreparedPrompt, chat_prompts, completion_prompts
+from server.limits import check_limits
+from server.prompts import (
+    PreparedPrompt,
+    chat_prompts,
+    chat_sizes,
+    completion_prompts,
+    completion_sizes,
+)
 from server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
 R = TypeVar("R", bound=GenerationRequest)
@@ -35,11 +43,15 @@ class Endpoint(Generic[R]):
     id_prefix: str
     request_model: type[R]
     answer_format: type[AnswerFormat[R]]
+    measure: Callable[[R], list[int]]
+    """How many tokens each prompt has, by a guess that costs nothing."""
     prepare: Callable[[R, Engine, ChatTemplate | None], Awaitable[list[PreparedPrompt]]]
 
 
-COMPLETIONS = Endpoint("cmpl", CompletionRequest, CompletionFormat, completion_prompts)
-CHAT = Endpoint("chatcmpl", ChatCompletionRequest, ChatFormat, chat_prompts)
+COMPLETIONS = Endpoint(
+    "cmpl", CompletionRequest, CompletionFormat, completion_sizes, completion_prompts
+)
+CHAT = Endpoint("chatcmpl", ChatCompletionRequest, ChatFormat, chat_sizes, chat_prompts)
 
 
 def speculative_params(request: GenerationRequest) -> SpeculativeParams | None:
@@ -138,12 +150,14 @@ class Generation:
     request: GenerationRequest
     format: AnswerFormat[Any]
     prompts: list[PreparedPrompt]
+    place: Place
     streams: list[OutputStream]
     usage: UsageCounter
     assemblers: dict[int, ChoiceAssembler] = field(default_factory=dict)
 
     def abort(self) -> None:
-        """Stop whatever still runs; idempotent."""
+        """Stop whatever still runs or waits; idempotent."""
+        self.place.leave()
         for stream in self.streams:
             stream.abort()
 
@@ -223,14 +237,33 @@ class Generation:
 async def submit(context: ServerContext, endpoint: Endpoint[R], request: R) -> Generation:
     """Hand a request to the engine, one submission per prompt.
 
-    Raises `InvalidRequestError` and `EngineUnavailableError`; nothing is left running then.
+    Raises `InvalidRequestError` and `EngineUnavailableError`; nothing is left running then. What
+    can be refused without reading the prompts is refused first.
     """
-    model = context.served_name(request.model)
-    engine = context.engine
-    params = sampling_params(request)
-    prompts = await endpoint.prepare(request, engine, context.chat_template)
+    model, engine = context.served_name(request.model), context.engine
+    sizes = endpoint.measure(request)
+    check_limits(context.settings, request, len(sizes))
+    if engine.status != READY:
+        raise unavailable(engine.status)
+    # The engine's ids are unique, the client's need not be.
     own_id = uuid.uuid4().hex
-    generation = Generation(
+    parts = [f"{endpoint.id_prefix}-{own_id}-{number}" for number in range(len(sizes))]
+    place = context.line.enter(dict(zip(parts, sizes, strict=True)), request.n)
+    streams: list[OutputStream] = []
+    try:
+        params = sampling_params(request)
+        prompts = await endpoint.prepare(request, engine, context.chat_template)
+        for part, prompt in zip(parts, prompts, strict=True):
+            place.count_tokens(part, len(prompt.token_ids))
+            streams.append(engine.submit(part, prompt.token_ids, params))
+    except BaseException as error:
+        place.leave()
+        for stream in streams:
+            stream.abort()
+        if isinstance(error, InvalidRequestError):
+            raise _in_words_of(request, error) from error
+        raise
+    return Generation(
         id=f"{endpoint.id_prefix}-{request.request_id or own_id}",
         created=int(context.clock()),
         model=model,
@@ -238,21 +271,10 @@ async def submit(context: ServerContext, endpoint: Endpoint[R], request: R) -> G
         request=request,
         format=endpoint.answer_format(request, engine.tokenizer),
         prompts=prompts,
-        streams=[],
+        place=place,
+        streams=streams,
         usage=UsageCounter(sum(len(prompt.token_ids) for prompt in prompts)),
     )
-    try:
-        for number, prompt in enumerate(prompts):
-            # The engine's ids are unique, the client's need not be.
-            part = f"{endpoint.id_prefix}-{own_id}-{number}"
-            generation.streams.append(engine.submit(part, prompt.token_ids, params))
-    except InvalidRequestError as error:
-        generation.abort()
-        raise _in_words_of(request, error) from error
-    except BaseException:
-        generation.abort()
-        raise
-    return generation
 
 
 def _in_words_of(request: GenerationRequest, error: InvalidRequestError) -> InvalidRequestError:

@@ -20,10 +20,21 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse
 
-from server.protocol import ChatCompletionRequest, CompletionRequest, RequestModel
+from server.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    RequestModel,
+    TokenizeRequest,
+)
 from server.protocol.answers import ANSWER_MODELS
 
-REQUEST_MODELS: tuple[type[RequestModel], ...] = (CompletionRequest, ChatCompletionRequest)
+REQUEST_MODELS: tuple[type[RequestModel], ...] = (
+    CompletionRequest,
+    ChatCompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
 """Every body that a route reads by hand."""
 
 ASSETS: Mapping[str, str] = MappingProxyType(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.errors import InvalidRequestError
+from server.admission import estimated_tokens
 from server.chat_template import ChatTemplate
 from server.engine_api import Engine
 from server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, Prompt
@@ -27,6 +28,16 @@ class PreparedPrompt:
     token_ids: tuple[int, ...]
     echo: str | None = None
     """None unless asked for."""
+
+
+def completion_sizes(request: CompletionRequest) -> list[int]:
+    """About how many tokens each prompt has."""
+    return [estimated_tokens(prompt) for prompt in request.prompt]
+
+
+def chat_sizes(request: ChatCompletionRequest) -> list[int]:
+    """About how many tokens the messages have together; what the template adds is little."""
+    return [sum(estimated_tokens(message.content) for message in request.messages)]
 
 
 async def completion_prompts(

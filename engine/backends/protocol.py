@@ -72,7 +72,14 @@ class Backend(Protocol):
     name: str
     config: ModelConfig
     head_dtype: str
-    """Precision of the head's weights: `float32`, `int8` …"""
+    """What the head's weights are held in: `fp32`, `bf16` or `int8`."""
+    kv_dtype: str
+    """What K/V is rounded to, once, on writing: `fp32`, `fp16` or `int8`."""
+
+    @property
+    def description(self) -> str:
+        """How it computes, for people: instruction set or library, and threads."""
+        ...
 
     def allocate(self, num_blocks: int, block_size: int, num_states: int) -> None:
         """Make room for K/V blocks of `block_size` positions and for saved exit states."""

@@ -48,7 +48,7 @@ class ReferenceBackend:
             torch.set_num_threads(threads)
         self.config = checkpoint.config
         self._device = torch.device(device)
-        self._kv_dtype = _KV_DTYPES[kv_dtype]
+        self.kv_dtype: str = kv_dtype
         self._decoder = Decoder(self.config, load_weights(checkpoint, self._device))
         self._head_VD = self._decoder.weights.head_VD
         self._draft_ids = draft_vocabulary(
@@ -59,6 +59,11 @@ class ReferenceBackend:
             self._draft_head_VD = self._head_VD[torch.from_numpy(self._draft_ids).to(self._device)]
         self._block_size = 0
         self._keys = self._values = self._states = torch.empty(0)
+
+    @property
+    def description(self) -> str:
+        """How it computes, for people."""
+        return f"torch {torch.__version__} on {self._device}, {torch.get_num_threads()} threads"
 
     @property
     def draft_ids(self) -> NDArray[np.int64]:
@@ -79,8 +84,8 @@ class ReferenceBackend:
             config.head_dim,
         )
         self._block_size = block_size
-        self._keys = torch.zeros(shape, dtype=self._kv_dtype, device=self._device)
-        self._values = torch.zeros(shape, dtype=self._kv_dtype, device=self._device)
+        self._keys = torch.zeros(shape, dtype=_KV_DTYPES[self.kv_dtype], device=self._device)
+        self._values = torch.zeros(shape, dtype=_KV_DTYPES[self.kv_dtype], device=self._device)
         self._states = torch.zeros(num_states, config.hidden_size, device=self._device)
 
     @torch.inference_mode()

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, mod
 
 from server.protocol.base import RequestModel, invalid_field, is_integer, validate
 
-MAX_STOP_STRINGS = 4
 MAX_CHOICES = 128
 """OpenAI's limit of `n`."""
 MAX_PROMPT_LOGPROBS = 20
@@ -161,12 +160,14 @@ class GenerationRequest(RequestModel):
     ignore_eos: bool = False
     stop: Annotated[
         list[str],
-        Field(max_length=MAX_STOP_STRINGS),
         BeforeValidator(
             lambda value: [value] if isinstance(value, str) else value,
             json_schema_input_type=str | list[str],
         ),
-    ] = Field(default_factory=list, description="A text or up to 4 that end the answer.")
+    ] = Field(
+        default_factory=list,
+        description="A text or several that end the answer: up to 4, unless the server takes more.",
+    )
     stop_token_ids: list[int] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True

@@ -6,10 +6,8 @@ import logging
 
 from fastapi import APIRouter, Request, Response
 
-from engine.errors import BitSkipError
-from server.context import get_context
-from server.errors import rejection_reason
-from server.generation import CHAT, COMPLETIONS, Endpoint, R, submit
+from server.context import ServerContext, get_context, rejections_counted
+from server.generation import CHAT, COMPLETIONS, Endpoint, Generation, R, submit
 from server.openapi import json_body, stream_responses
 from server.protocol import (
     ChatCompletionRequest,
@@ -83,13 +81,11 @@ async def create_chat_completion(http: Request) -> Response:
 
 
 async def _answer(http: Request, endpoint: Endpoint[R]) -> Response:
-    context = get_context(http)
-    try:
+    with rejections_counted(http):
+        context = get_context(http)
         request = parse_request(endpoint.request_model, await read_object(http))
         generation = await submit(context, endpoint, request)
-    except BitSkipError as error:
-        context.exporter.count_rejected(rejection_reason(error))
-        raise
+        await _wait_for_a_place(http, context, generation)
     if unknown := sorted(unknown_fields(request)):
         logger.warning("request %s: unknown fields ignored: %.500r", generation.id, unknown)
     if request.stream:
@@ -99,3 +95,19 @@ async def _answer(http: Request, endpoint: Endpoint[R]) -> Response:
         return JSONBody(await unless_disconnected(http, generation.collect()))
     finally:
         generation.abort()
+
+
+async def _wait_for_a_place(http: Request, context: ServerContext, generation: Generation) -> None:
+    """Where waiting is limited, hold the answer back until the engine has taken the request.
+
+    Only so can a stream, too, be answered with a status of its own. Raises `QueueTimeoutError`,
+    or `ClientDisconnect`; the request is over then.
+    """
+    timeout_s = context.settings.queue_timeout
+    if timeout_s is None:
+        return
+    try:
+        await unless_disconnected(http, generation.place.wait(timeout_s))
+    except BaseException:
+        generation.abort()
+        raise

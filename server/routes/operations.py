@@ -1,16 +1,29 @@
-"""What operators and their tools ask: health, version, metrics."""
+"""What operators and their tools ask: health, load, version, metrics."""
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from fastapi import APIRouter, Request, Response
 
-from server.context import get_context
+from server.context import get_context, get_exporter
 from server.engine_api import READY
 from server.errors import unavailable
 from server.version import package_version
 from server.wire import JSONBody
 
 router = APIRouter()
+
+
+class LoadResponse(TypedDict):
+    """What GET /load answers; choices are counted, except by `server_load`."""
+
+    server_load: int
+    num_requests_running: int
+    num_requests_waiting: int
+    num_waiting_prompt_tokens: int
+    max_num_seqs: int
+    max_queued_requests: int
 
 
 # HEAD too: probes such as `wget --spider` use it.
@@ -24,6 +37,24 @@ async def health(http: Request) -> JSONBody:
     return JSONBody({"status": READY})
 
 
+@router.get("/load", response_model=None)
+async def load(http: Request) -> JSONBody:
+    """How busy the server is: for balancers, and for people without Prometheus.
+
+    `server_load` is vLLM's name for the requests that are being answered.
+    """
+    context = get_context(http)
+    answer: LoadResponse = {
+        "server_load": context.line.num_requests,
+        "num_requests_running": context.line.num_running,
+        "num_requests_waiting": context.line.num_choices,
+        "num_waiting_prompt_tokens": context.line.num_tokens,
+        "max_num_seqs": context.engine.config.max_num_seqs,
+        "max_queued_requests": context.settings.max_queued_requests,
+    }
+    return JSONBody(answer)
+
+
 @router.get("/version", response_model=None)
 async def version() -> JSONBody:
     """The server's version."""
@@ -33,6 +64,5 @@ async def version() -> JSONBody:
 @router.get("/metrics", response_model=None)
 async def metrics(http: Request) -> Response:
     """Prometheus' text format, or OpenMetrics where the scraper prefers it."""
-    exporter = get_context(http).exporter
-    body, content_type = exporter.render(http.headers.get("accept", ""))
+    body, content_type = get_exporter(http).render(http.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})

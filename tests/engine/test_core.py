@@ -436,3 +436,43 @@ def test_exits_are_counted_apart() -> None:
     start(parts, "deep", max_tokens=3, ignore_eos=True)
     start(parts, "shallow", max_tokens=4, exit_layer=2, ignore_eos=True)
     assert all_generated(steps_to_end(parts.core)) == {(4, PLAIN): 3, (2, PLAIN): 4}
+
+
+def left(result: StepResult) -> Counter[str]:
+    return Counter(result.stats.left_queue)
+
+
+def test_who_waits_no_more_is_told_once() -> None:
+    parts = parts_over(scripted(script_of(*[1] * 20)), max_num_seqs=2)
+    for name, fields in (("a", {"n": 2}), ("b", {}), ("c", {"max_tokens": 0})):
+        start(parts, name, **{"max_tokens": 3, **fields})
+    steps = [parts.core.step()]
+    # The second choice of "a" follows its first; "c" had nothing to wait for.
+    assert left(steps[0]) == {"a": 1, "b": 1, "c": 1}
+    while parts.core.has_work:
+        steps.append(parts.core.step())
+    assert sum(map(left, steps), Counter()) == {"a": 2, "b": 1, "c": 1}
+
+
+@pytest.mark.parametrize("how", ["abort", "fail"])
+def test_who_is_ended_while_waiting_waits_no_more(how: str) -> None:
+    parts = parts_over(scripted(script_of(*[1] * 20)), max_num_seqs=1)
+    for name in ("runs", "waits"):
+        start(parts, name, max_tokens=8)
+    assert left(parts.core.step()) == {"runs": 1}
+    if how == "abort":
+        parts.core.abort("waits")
+        parts.core.abort("runs")
+    else:
+        parts.core.fail_all("over", "shutting_down")
+    assert left(parts.core.step()) == {"waits": 1}
+
+
+def test_a_preempted_choice_has_left_the_queue_already() -> None:
+    """Two that fill the blocks, one of which must make room and come again."""
+    parts = parts_over(scripted(script_of(*[1] * 60)), kv_cache_tokens=64, max_num_seqs=2)
+    for name in ("a", "b"):
+        start(parts, name, max_tokens=50)
+    steps = steps_to_end(parts.core)
+    assert sum(step.stats.num_preemptions for step in steps) > 0
+    assert sum(map(left, steps), Counter()) == {"a": 1, "b": 1}

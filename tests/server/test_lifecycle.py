@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from engine.errors import ConfigError
-from server.lifecycle import bind
+from server.listener import bind
 from server.settings import ServerSettings
 from support.fake_async_engine import DEFAULT_TEXT, FakeAsyncEngine
 from support.live_server import LiveServer, live_server, wait_until
@@ -169,15 +169,17 @@ import sys
 from prometheus_client import CollectorRegistry
 from engine.errors import CheckpointError
 from server.app import create_app
-from server.lifecycle import Lifecycle, bind
+from server.lifecycle import Lifecycle
+from server.listener import bind
 from server.settings import ServerSettings
 from support.fake_async_engine import FakeAsyncEngine
+from support.live_server import loaded
 
 engine = FakeAsyncEngine(start_error=CheckpointError("broken"))
 settings = ServerSettings()
-app = create_app(engine, settings, CollectorRegistry())
+app = create_app(settings, CollectorRegistry())
 try:
-    Lifecycle(engine, app, settings, bind("127.0.0.1", 0)).run()
+    Lifecycle(loaded(engine), app, settings, bind("127.0.0.1", 0)).run()
 except CheckpointError as error:
     sys.exit(f"caught {error}")
 """
@@ -195,16 +197,18 @@ PROCESS = """
 import sys
 from prometheus_client import CollectorRegistry
 from server.app import create_app
-from server.lifecycle import Lifecycle, address_of, bind
+from server.lifecycle import Lifecycle
+from server.listener import address_of, bind
 from server.settings import ServerSettings
 from support.fake_async_engine import FakeAsyncEngine
+from support.live_server import loaded
 
 engine = FakeAsyncEngine(hold_after=1)
 settings = ServerSettings(shutdown_timeout=float(sys.argv[1]))
-app = create_app(engine, settings, CollectorRegistry())
+app = create_app(settings, CollectorRegistry())
 bound = bind("127.0.0.1", 0)
-lifecycle = Lifecycle(engine, app, settings, bound)
-code = lifecycle.run(on_ready=lambda: print(address_of(bound), flush=True))
+lifecycle = Lifecycle(loaded(engine), app, settings, bound)
+code = lifecycle.run(on_ready=lambda _: print(address_of(bound), flush=True))
 assert not {"torch", "transformers"} & set(sys.modules), "the server has pulled in torch"
 sys.exit(code)
 """

@@ -23,7 +23,11 @@ from engine.types import FinishReason, TokenSource
 from server.errors import (
     ERROR_KINDS,
     REJECTION_REASONS,
+    BodyTooLargeError,
+    LimitError,
     ModelNotFoundError,
+    QueueFullError,
+    UnauthorizedError,
     rejection_reason,
 )
 from server.metrics import REQUEST_BUCKETS, STEP_BUCKETS, MetricsExporter
@@ -222,7 +226,15 @@ def test_every_error_has_a_reason_of_the_bounded_set() -> None:
         InvalidRequestError("no", code="whatever the client sent"),
         ModelNotFoundError("x"),
         ContextLengthError("too long"),
-        *(cls("no") for cls in ERROR_KINDS if issubclass(cls, EngineUnavailableError)),
+        UnauthorizedError("no key"),
+        BodyTooLargeError(10),
+        LimitError("too many"),
+        QueueFullError("later", retry_after_s=1),
+        *(
+            cls("no")
+            for cls in ERROR_KINDS
+            if issubclass(cls, EngineUnavailableError) and cls is not QueueFullError
+        ),
         BitSkipError("broken"),
     ]
     reasons = [rejection_reason(error) for error in errors]

@@ -1,26 +1,18 @@
-"""Models, health and version; settings and the command line."""
+"""Models, health, load, version, and what a tokenizer is asked."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import json
+from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from engine.errors import CheckpointError, ConfigError
-from server.cli import app
-from server.commands import clean_errors
-from server.commands import serve as serve_command
-from server.commands.serve import summary
+from server.context import system_fingerprint
 from server.errors import unavailable
-from server.settings import ServerSettings, load_settings
 from server.version import package_version
 from support.fake_async_engine import FakeAsyncEngine
-
-REPOSITORY = Path(__file__).parents[2]
+from support.live_server import LiveServer
 
 
 def test_models(client: httpx.Client) -> None:
@@ -49,132 +41,97 @@ def test_version(client: httpx.Client) -> None:
     assert client.get("/version").json() == {"version": package_version()}
 
 
-def test_settings_come_from_flags_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITSKIP_PORT", "9000")
-    monkeypatch.setenv("BITSKIP_HOST", "0.0.0.0")
-    monkeypatch.setenv("BITSKIP_SERVED_MODEL_NAME", "a, b")
-    monkeypatch.setenv("BITSKIP_SPECULATIVE", "false")
-    monkeypatch.setenv("BITSKIP_THREADS", "")
-    settings = load_settings(port=9001, host=None)
-    assert (settings.port, settings.host) == (9001, "0.0.0.0")
-    assert settings.served_model_name == ("a", "b")
-    assert settings.threads is None
-    assert settings.engine_config().speculative is False
+def test_load_of_an_idle_server(client: httpx.Client) -> None:
+    assert client.get("/load").json() == {
+        "server_load": 0,
+        "num_requests_running": 0,
+        "num_requests_waiting": 0,
+        "num_waiting_prompt_tokens": 0,
+        "max_num_seqs": 256,
+        "max_queued_requests": 1024,
+    }
 
 
-def test_settings_reach_the_engine() -> None:
-    config = load_settings(
-        max_model_len=100,
-        max_num_seqs=3,
-        kv_cache_tokens=4000,
-        block_size=8,
-        prefill_budget_ms=50,
-        speculative=False,
-        draft_exit_layer=2,
-        num_speculations=5,
-        draft_vocab_size=64,
-        prefix_caching=False,
-    ).engine_config()
-    assert (config.max_model_len, config.max_num_seqs, config.kv_cache_tokens) == (100, 3, 4000)
-    assert (config.block_size, config.prefill_budget_s) == (8, 0.05)
-    assert (config.speculative, config.draft_exit_layer, config.num_speculations) == (False, 2, 5)
-    assert (config.draft_vocab_size, config.enable_prefix_caching) == (64, False)
+TEXT = "Grüße, 日本"
 
 
-def test_default_name_is_the_directory(tmp_path: Path) -> None:
-    assert load_settings(model=f"{tmp_path}/some-model/").default_model_name == "some-model"
-    assert load_settings().default_model_name == "bitskip-demo"
+def test_tokens_of_a_text_and_back(client: httpx.Client) -> None:
+    for length in (1, 2000):  # The longer one is handled by a thread.
+        answer = client.post("/tokenize", json={"prompt": TEXT * length, "model": "tiny"}).json()
+        tokens = list(TEXT.encode()) * length
+        assert answer == {
+            "tokens": tokens,
+            "count": len(tokens),
+            "max_model_len": 512,
+            "token_strs": None,
+        }
+        text = client.post("/detokenize", json={"tokens": tokens}).json()
+        assert text == {"prompt": TEXT * length}
+
+
+def test_names_of_tokens(client: httpx.Client) -> None:
+    answer = client.post("/tokenize", json={"prompt": "aü", "return_token_strs": True}).json()
+    assert answer["token_strs"] == ["a", "bytes:\\xc3", "bytes:\\xbc"]
+
+
+def test_detokenize_keeps_special_tokens(client: httpx.Client) -> None:
+    assert client.post("/detokenize", json={"tokens": [104, 256]}).json() == {
+        "prompt": "h<|endoftext|>"
+    }
+    assert client.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
+
+
+def test_special_tokens_are_added_unless_refused(server: LiveServer) -> None:
+    seen: list[bool] = []
+    tokenizer = server.engine.tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "encode", lambda _, add: seen.append(add) or [1])
+        for extras in ({}, {"add_special_tokens": False}, {"add_special_tokens": None}):
+            body = {"prompt": "x", **extras}
+            assert httpx.post(f"{server.url}/tokenize", json=body).status_code == 200
+    assert seen == [True, False, True]
 
 
 @pytest.mark.parametrize(
-    ("given", "name"),
-    [({"port": 70000}, "port"), ({"log_level": "loud"}, "log_level"), ({"threads": 0}, "threads")],
+    ("path", "body", "status", "param"),
+    [
+        ("/tokenize", {}, 400, "prompt"),
+        ("/tokenize", {"prompt": 5}, 400, "prompt"),
+        ("/tokenize", {"prompt": ["a"]}, 400, "prompt"),
+        ("/tokenize", {"prompt": "x", "add_special_tokens": 1}, 400, "add_special_tokens"),
+        ("/tokenize", {"prompt": "\ud800"}, 400, "prompt"),
+        ("/tokenize", {"prompt": "x", "messages": [{"role": "user"}]}, 400, "messages"),
+        ("/tokenize", {"prompt": "x", "model": "other"}, 404, "model"),
+        ("/detokenize", {}, 400, "tokens"),
+        ("/detokenize", {"tokens": "x"}, 400, "tokens"),
+        ("/detokenize", {"tokens": [True]}, 400, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
+        ("/detokenize", {"tokens": [257]}, 400, "tokens"),
+        ("/detokenize", {"tokens": [5], "model": "other"}, 404, "model"),
+    ],
 )
-def test_bad_settings_name_the_option(given: dict[str, object], name: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{name}: "):
-        load_settings(**given)
+def test_bad_questions_about_tokens(
+    client: httpx.Client, path: str, body: dict[str, Any], status: int, param: str
+) -> None:
+    response = client.post(path, content=json.dumps(body))
+    assert response.status_code == status
+    assert response.json()["error"]["param"] == param
 
 
-def test_more_than_one_worker_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WEB_CONCURRENCY", "1")
-    load_settings()
-    monkeypatch.setenv("WEB_CONCURRENCY", "2")
-    with pytest.raises(ConfigError, match=r"WEB_CONCURRENCY.*its own engine"):
-        load_settings()
+def test_facts_about_the_tokenizer(client: httpx.Client) -> None:
+    assert client.get("/tokenizer_info").json() == {
+        "tokenizer_class": "ByteTokenizer",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": None,
+        "chat_template": None,
+    }
 
 
-def test_every_setting_is_a_documented_option() -> None:
-    result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "300"})
-    assert result.exit_code == 0
-    for name, field in ServerSettings.model_fields.items():
-        if name == "web_concurrency":
-            continue
-        assert field.description
-        assert f"BITSKIP_{name.upper()}" in result.output
-        if name != "model":
-            assert f"--{name.replace('_', '-')}" in result.output
-
-
-def test_flags_and_environment_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[ServerSettings] = []
-
-    def run(settings: ServerSettings) -> int:
-        seen.append(settings)
-        return 3
-
-    monkeypatch.setattr(serve_command, "_run", run)
-    monkeypatch.setattr(serve_command, "_configure_logging", lambda level: None)
-    environment = {"BITSKIP_SERVED_MODEL_NAME": "a,b", "BITSKIP_SPECULATIVE": "0"}
-    flags = ["--port", "1234", "--no-vllm-metrics", "--no-prefix-caching"]
-    result = CliRunner().invoke(app, ["serve", "some/model", *flags], env=environment)
-    assert result.exit_code == 3
-    assert CliRunner().invoke(app, ["serve", "--served-model-name", "c"]).exit_code == 3
-    first, second = seen
-    assert (first.model, first.port, first.served_model_name) == ("some/model", 1234, ("a", "b"))
-    assert (first.speculative, first.vllm_metrics, first.prefix_caching) == (False, False, False)
-    assert (second.model, second.port, second.served_model_name) == (None, 8000, ("c",))
-    assert second.speculative and second.vllm_metrics and second.prefix_caching
-
-
-def test_errors_at_the_start_are_one_line() -> None:
-    result = CliRunner().invoke(app, ["serve", "--port", "70000"])
-    assert result.exit_code == 1
-    assert result.stderr.strip().splitlines() == [
-        "error: port: Input should be less than or equal to 65535"
-    ]
-
-
-def test_clean_errors_keep_brackets(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BaseException) as caught, clean_errors():  # typer's Exit
-        raise CheckpointError("bad [tensor] name")
-    assert getattr(caught.value, "exit_code", None) == 1
-    assert capsys.readouterr().err == "error: bad [tensor] name\n"
-
-
-def test_summary_tells_what_is_served() -> None:
-    table = summary(FakeAsyncEngine(), Path("/models/tiny"), "http://127.0.0.1:8000")
-    cells = [str(cell) for column in table.columns for cell in column.cells]
-    for wanted in ("/models/tiny", "fake", "http://127.0.0.1:8000"):
-        assert wanted in cells
-    assert any("2, 4, 6, 8" in cell for cell in cells)
-
-
-def test_the_command_line_is_light() -> None:
-    program = """
-import sys
-from server.cli import app
-for arguments in (["--help"], ["--version"], ["serve", "--help"], ["pack", "--help"]):
-    try:
-        app(arguments)
-    except SystemExit as end:
-        assert not end.code
-heavy = {"torch", "transformers", "fastapi", "uvicorn"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+@pytest.mark.parametrize("field", ["head_dtype", "kv_dtype", "backend_name"])
+def test_what_changes_floats_changes_the_fingerprint(field: str) -> None:
+    engine = FakeAsyncEngine()
+    before = system_fingerprint(engine)
+    assert system_fingerprint(FakeAsyncEngine()) == before
+    setattr(engine, field, "other")
+    assert system_fingerprint(engine) != before

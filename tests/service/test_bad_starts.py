@@ -37,11 +37,13 @@ def refusal(*arguments: str | Path, code: int = 1, **variables: str) -> str:
     done = run_command("serve", *arguments, **variables)
     assert done.returncode == code, done.stderr
     assert done.stdout == "" and "Traceback" not in done.stderr, done.stderr
-    first, *rest = done.stderr.splitlines()
     if code == 1:
+        # What the log said before is another matter.
+        first, *rest = [line for line in done.stderr.splitlines() if " INFO " not in line]
         assert first.startswith("error: ")
         # Only a list of tensors goes on below the first line.
         assert all(line.startswith("  ") for line in rest), done.stderr
+        return "\n".join([first, *rest])
     return done.stderr
 
 

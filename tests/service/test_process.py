@@ -114,6 +114,7 @@ def test_what_is_printed_is_plain_and_useful(packed_model: Path, own: ServedProc
 CONTROL_PLANE = """
 import asyncio
 import sys
+from concurrent.futures import Future
 import httpx
 from prometheus_client import CollectorRegistry
 import engine
@@ -125,7 +126,8 @@ from engine.config import EngineConfig
 from engine.tokenizer import Tokenizer
 from pathlib import Path
 from server.app import create_app
-from server.lifecycle import Lifecycle, address_of, bind
+from server.lifecycle import Lifecycle
+from server.listener import address_of, bind
 from server.settings import ServerSettings
 from support.fake_backend import FakeBackend, fake_config
 from support.tokenizers import write_tokenizer
@@ -135,12 +137,14 @@ config = fake_config(vocab_size=300, eos_token_ids=(299,))
 parts = join_parts(LoadedModel(config, tokenizer, FakeBackend(config)), EngineConfig())
 served = AsyncEngine(parts.core, parts.intake, parts.backend)
 bound = bind("127.0.0.1", 0)
-app = create_app(served, ServerSettings(), CollectorRegistry())
-lifecycle = Lifecycle(served, app, ServerSettings(), bound)
+app = create_app(ServerSettings(), CollectorRegistry())
+loading = Future()
+loading.set_result(served)
+lifecycle = Lifecycle(loading, app, ServerSettings(), bound)
 
 async def main():
     started = asyncio.Event()
-    serving = asyncio.create_task(lifecycle.serve(started.set))
+    serving = asyncio.create_task(lifecycle.serve(lambda _: started.set()))
     await started.wait()
     async with httpx.AsyncClient(base_url=address_of(bound)) as http:
         body = {"prompt": "x", "max_tokens": 20, "ignore_eos": True}

@@ -77,6 +77,8 @@ class StateChecker:
         self.name = self.backend.name
         self.config = self.backend.config
         self.head_dtype = self.backend.head_dtype
+        self.kv_dtype = self.backend.kv_dtype
+        self.description = self.backend.description
         self.core: Core | None = None
         """Set once it exists: it knows whose block table is whose."""
         self.num_checked = 0

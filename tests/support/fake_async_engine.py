@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import codecs
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import (
@@ -43,6 +44,9 @@ class ByteTokenizer:
 
     vocab_size = 257
     eos_token_id = EOS
+    special_tokens: Mapping[str, str] = MappingProxyType({"eos_token": "<|endoftext|>"})
+    chat_template: str | None = None
+    tokenizer_class: str | None = "ByteTokenizer"
 
     def __init__(self, chat_template: str | None = None, adds_bos: bool = False) -> None:
         self.adds_bos = adds_bos
@@ -110,7 +114,8 @@ class FakeAsyncEngine:
     """Answers every choice i with `text`, preceded by "i:" beyond the first.
 
     `hold_after` tokens, every choice waits until `release` (or its end) comes; None: no wait.
-    `step_sizes` are the tokens of the successive outputs, repeated.
+    `step_sizes` are the tokens of the successive outputs, repeated. At most `num_places` choices
+    run; the others wait, and the engine says so, until one of those has ended.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class FakeAsyncEngine:
         hold_after: int | None = None,
         step_sizes: Sequence[int] = (1, 3, 2),
         start_error: Exception | None = None,
+        num_places: int = 256,
     ) -> None:
         self.model_config = ModelConfig(
             vocab_size=257,
@@ -132,10 +138,12 @@ class FakeAsyncEngine:
             max_position_embeddings=512,
             eos_token_ids=(EOS,),
         )
-        self.config = EngineConfig().resolve(self.model_config)
+        self.config = EngineConfig(max_num_seqs=num_places).resolve(self.model_config)
         self.tokenizer = ByteTokenizer()
         self.backend_name = "fake"
+        self.backend_description = "by heart"
         self.head_dtype = "int8"
+        self.kv_dtype = "fp16"
         self.status = "loading"
         self.text = text
         self.hold_after = hold_after
@@ -149,6 +157,8 @@ class FakeAsyncEngine:
         self._released = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._places = asyncio.Semaphore(num_places)
+        self._num_waiting = 0
 
     async def start(self) -> None:
         if self.start_error is not None:
@@ -177,7 +187,7 @@ class FakeAsyncEngine:
         self._idle.clear()
         for index in range(params.n):
             running.open_indexes.add(index)
-            running.tasks.append(asyncio.create_task(self._generate(running, index)))
+            running.tasks.append(asyncio.create_task(self._run(running, index)))
         return running.stream
 
     def release(self) -> None:
@@ -217,6 +227,24 @@ class FakeAsyncEngine:
             task.cancel()
         for index in sorted(running.open_indexes):
             self._finish(running, index, (), FinishReason.ABORT)
+
+    async def _run(self, running: Running, index: int) -> None:
+        self._num_waiting += 1
+        self._tell_listeners(StepStats())
+        try:
+            await self._places.acquire()
+        finally:
+            self._num_waiting -= 1
+            self._tell_listeners(StepStats(left_queue=[running.stream.request_id]))
+        try:
+            await self._generate(running, index)
+        finally:
+            self._places.release()
+
+    def _tell_listeners(self, stats: StepStats) -> None:
+        stats.num_running, stats.num_waiting = len(self._running), self._num_waiting
+        for listener in self._listeners:
+            listener(stats)
 
     async def _generate(self, running: Running, index: int) -> None:
         tokens, reason, stop_reason = self._plan(running.params, index)
@@ -342,12 +370,10 @@ class FakeAsyncEngine:
             ],
             num_prompt_tokens=len(running.prompt),
             num_prefix_queries=len(running.prompt),
-            num_running=len(self._running),
             kv_usage_ratio=0.25,
         )
         stats.count_generated(depth, TokenSource.DRAFT)
-        for listener in self._listeners:
-            listener(stats)
+        self._tell_listeners(stats)
 
 
 def _logprobs(token_id: int, count: int | None) -> TokenLogprobs | None:

@@ -102,6 +102,8 @@ class FakeBackend:
 
     name = "fake"
     head_dtype = "fp32"
+    kv_dtype = "fp32"
+    description = "made up"
     agreement_power = 4.0
     """Found by measuring; more ids to choose from need more alike logits."""
 

@@ -6,14 +6,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
-import httpx
 from prometheus_client import CollectorRegistry
 
 from server.app import create_app
-from server.lifecycle import Lifecycle, address_of, bind
+from server.engine_api import Engine
+from server.lifecycle import Lifecycle
+from server.listener import address_of, listening
 from server.settings import ServerSettings
 from support.fake_async_engine import FakeAsyncEngine
 
@@ -31,35 +33,51 @@ def wait_until(condition: Callable[[], object], patience_s: float = PATIENCE_S) 
         time.sleep(0.005)
 
 
-class LiveServer:
-    """A server that runs until its thread ends."""
+def loaded(engine: FakeAsyncEngine) -> Future[Engine]:
+    """The end of a loading that brought `engine`."""
+    loading: Future[Engine] = Future()
+    loading.set_result(engine)
+    return loading
 
-    def __init__(self, engine: FakeAsyncEngine, settings: ServerSettings) -> None:
+
+class LiveServer:
+    """A server that runs until its thread ends.
+
+    With `loading`, the model is still being loaded; set its result to `engine` to end that.
+    """
+
+    def __init__(
+        self,
+        engine: FakeAsyncEngine,
+        settings: ServerSettings,
+        loading: Future[Engine] | None = None,
+    ) -> None:
         self.engine = engine
         self.exit_code: int | None = None
-        bound = bind("127.0.0.1", 0)
-        self.url = address_of(bound)
-        app = create_app(engine, settings, CollectorRegistry())
-        self.lifecycle = Lifecycle(engine, app, settings, bound)
+        self.error: Exception | None = None
+        self._resources = ExitStack()
+        bound = self._resources.enter_context(listening(settings))
+        self.url = address_of(bound, tls=settings.ssl_certfile is not None)
+        app = create_app(settings, CollectorRegistry())
+        self.lifecycle = Lifecycle(loading or loaded(engine), app, settings, bound)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        assert self._ready.wait(PATIENCE_S)
-        wait_until(self._is_listening)
+        if loading is None:
+            assert self._ready.wait(PATIENCE_S)
 
     def _run(self) -> None:
         async def serve() -> int:
             self._loop = asyncio.get_running_loop()
-            return await self.lifecycle.serve(on_ready=self._ready.set)
+            return await self.lifecycle.serve(on_ready=lambda _: self._ready.set())
 
-        self.exit_code = asyncio.run(serve())
-
-    def _is_listening(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/version").status_code == 200
-        except httpx.TransportError:
-            return False
+        with self._resources:
+            try:
+                self.exit_code = asyncio.run(serve())
+            except Exception as error:
+                self.error = error
+                self._ready.set()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the server's event loop."""
@@ -85,10 +103,18 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(engine: FakeAsyncEngine | None = None, **settings: Any) -> Iterator[LiveServer]:
+def live_server(
+    engine: FakeAsyncEngine | None = None,
+    loading: Future[Engine] | None = None,
+    **settings: Any,
+) -> Iterator[LiveServer]:
     """A server for the length of a `with`; served as "tiny" and "tiny-alias"."""
-    options: dict[str, Any] = {"served_model_name": ("tiny", "tiny-alias"), **settings}
-    server = LiveServer(engine or FakeAsyncEngine(), ServerSettings(**options))
+    options: dict[str, Any] = {
+        "served_model_name": ("tiny", "tiny-alias"),
+        "port": 0,
+        **settings,
+    }
+    server = LiveServer(engine or FakeAsyncEngine(), ServerSettings(**options), loading)
     try:
         yield server
     finally:

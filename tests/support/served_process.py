@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -25,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 320
 NUM_LAYERS = 6
 CONTEXT = 2048
-_ADDRESS = re.compile(r"address +(http://\S+)")
+_ADDRESS = re.compile(r"address +((?:https?:|unix:)\S+)")
 _START_S = 60.0
 
 
@@ -52,13 +57,23 @@ def write_packed_model(path: Path) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without the server's own variables, and with `changes`."""
+    """This process's environment without the server's own variables, and with `changes`.
+
+    What a server packs goes to a directory that ends with the tests.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("BITSKIP_") and name not in ("WEB_CONCURRENCY", "PYTHONPATH")
     }
-    return {**kept, "OMP_NUM_THREADS": "1", **changes}
+    return {**kept, "OMP_NUM_THREADS": "1", "BITSKIP_CACHE_DIR": _cache_directory(), **changes}
+
+
+@cache
+def _cache_directory() -> str:
+    directory = tempfile.mkdtemp(prefix="bitskip-tests-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def run_command(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -77,11 +92,17 @@ def run_command(*arguments: str | Path, **variables: str) -> subprocess.Complete
 class ServedProcess:
     """A running `bitskip serve`, with what it logs in a file."""
 
-    def __init__(self, command: list[str], log: Path, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        cwd: Path = ROOT,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                command, cwd=cwd, env=environment(), stdout=stderr, stderr=stderr
+                command, cwd=cwd, env=environment(**variables), stdout=stderr, stderr=stderr
             )
         try:
             wait_until(self._has_started, _START_S)
@@ -137,13 +158,24 @@ def _labels(labels: Mapping[str, object]) -> list[str]:
 
 @contextmanager
 def serving(
-    model: Path | None, log: Path, *options: str, command: tuple[str, ...] = (), cwd: Path = ROOT
+    model: Path | None,
+    log: Path,
+    *options: str,
+    command: tuple[str, ...] = (),
+    cwd: Path = ROOT,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ServedProcess]:
-    """A server for the length of a `with`; `command` replaces `python -m server`."""
+    """A server for the length of a `with`; `command` replaces `python -m server`.
+
+    `variables` are added to its environment.
+    """
     base = command or (sys.executable, "-m", "server")
     arguments = [] if model is None else [str(model)]
     served = ServedProcess(
-        [*base, "serve", *arguments, "--port", "0", "--threads", "1", *options], log, cwd
+        [*base, "serve", *arguments, "--port", "0", "--threads", "1", *options],
+        log,
+        cwd,
+        variables,
     )
     try:
         yield served

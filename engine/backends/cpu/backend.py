@@ -62,7 +62,7 @@ class CpuBackend:
         self.config = config = checkpoint.config
         self.head_dtype: str = head_dtype
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._kv_dtype = kv_dtype
+        self.kv_dtype: str = kv_dtype
         self._draft_ids = draft_vocabulary(config.vocab_size, draft_vocab_size, always_draft_ids)
         self._model = _native.Model(
             layers=config.num_layers,
@@ -86,6 +86,11 @@ class CpuBackend:
         return self._model.isa
 
     @property
+    def description(self) -> str:
+        """How it computes, for people."""
+        return f"{self.isa} kernels, {self.threads} thread{'s'[: self.threads != 1]}"
+
+    @property
     def draft_ids(self) -> NDArray[np.int64]:
         """The token ids that `draft_head` scores, ascending."""
         return self._draft_ids
@@ -95,7 +100,7 @@ class CpuBackend:
 
         What earlier calls allocated is dropped. Memory becomes resident as it is used.
         """
-        self._model.allocate(num_blocks, block_size, num_states, self._kv_dtype)
+        self._model.allocate(num_blocks, block_size, num_states, self.kv_dtype)
 
     def sweep(self, sweep: Sweep) -> NDArray[np.float32]:
         """Run the rows; R × hidden residuals, each at its row's `last`, before any norm.
