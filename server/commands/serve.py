@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from server.commands import clean_errors
+from server.interpreter import settle_interpreter
 from server.settings import ServerSettings, env_name, load_settings
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def _run(settings: ServerSettings) -> int:
             if not console.is_terminal:
                 console.width = UNBOUNDED_WIDTH
             console.print(summary(engine, path, address_of(bound)))
+            settle_interpreter()
 
         return Lifecycle(engine, app, settings, bound).run(on_ready=announce)
 
