@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 from clients.options import Speculative
+
+N = TypeVar("N", int, float)
 
 SPECULATION_FORMS = "server, off, auto, ngram, xN, EXITx, EXITxN"
 _DRAFTS = re.compile(r"(?P<exit>\d+)?x(?P<num>\d+)?")
@@ -75,3 +78,39 @@ class Load:
         if self.rate is None:
             return f"{self.concurrency} at once"
         return "all at the start" if math.isinf(self.rate) else f"{self.rate:g} per second"
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_loads(rate: str | None, concurrency: str | None) -> tuple[Load, ...]:
+    """Loads from lists like `1,2,inf` or `1,8`; four at once where neither is given.
+
+    Raises `ValueError`.
+    """
+    if rate is not None:
+        return tuple(Load(rate=_number(part, float, "rate")) for part in _parts(rate))
+    return tuple(
+        Load(concurrency=_number(part, int, "concurrency"))
+        for part in _parts("4" if concurrency is None else concurrency)
+    )
+
+
+def parse_settings(exit_layers: str, speculation: str) -> tuple[Setting, ...]:
+    """Every exit of one list with every speculation of the other; raises `ValueError`."""
+    exits = [
+        None if part == "all" else _number(part, int, "exit layer") for part in _parts(exit_layers)
+    ]
+    return tuple(
+        Setting(exit_layer, drafting).checked()
+        for exit_layer in exits
+        for drafting in _parts(speculation)
+    )
+
+
+def _number(text: str, kind: type[N], name: str) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no {name}") from None
