@@ -17,10 +17,10 @@ from clients.types import Usage
 
 def _no_event(error: Exception | None, base_url: str) -> ClientError:
     """Why a response brought no event at all."""
+    if isinstance(error, SSEError):  # One of httpx's transport errors, to go by its base.
+        return ProtocolError(f"{base_url} answers with something else than a stream: {error}")
     if isinstance(error, httpx.HTTPError):
         return transport_error(error, base_url)
-    if isinstance(error, SSEError):
-        return ProtocolError(f"{base_url} answers with something else than a stream: {error}")
     return ServerConnectionError(f"{base_url} ended a stream before it began")
 
 
@@ -47,7 +47,7 @@ class Stream(Iterator[C], Generic[C]):
         self._events = EventSource(reader.response).iter_sse()
         try:
             self._first: ServerSentEvent | None = next(self._events, None)
-        except (httpx.HTTPError, SSEError) as error:
+        except httpx.HTTPError as error:
             raise _no_event(error, base_url) from error
         if self._first is None:
             raise _no_event(None, base_url)
@@ -122,7 +122,7 @@ class AsyncStream(AsyncIterator[C], Generic[C]):
         events = EventSource(reader.response).aiter_sse()
         try:
             first = await anext(events, None)
-        except (httpx.HTTPError, SSEError) as error:
+        except httpx.HTTPError as error:
             raise _no_event(error, base_url) from error
         if first is None:
             raise _no_event(None, base_url)
