@@ -25,8 +25,9 @@ def _no_event(error: Exception | None, base_url: str) -> ClientError:
 
 
 def _later_error(error: httpx.HTTPError, base_url: str) -> ClientError:
-    told = transport_error(error, base_url)
-    return _broken(str(told)) if isinstance(told, ServerConnectionError) else told
+    if isinstance(error, httpx.TimeoutException):
+        return transport_error(error, base_url)
+    return _broken(str(error) or type(error).__name__)
 
 
 def _broken(reason: str) -> StreamInterruptedError:

@@ -143,8 +143,8 @@ def _run(settings: ServerSettings) -> int:
             console = Console(stderr=True)
             if not console.is_terminal:
                 console.width = UNBOUNDED_WIDTH
-            console.print(summary(engine, path, address_of(bound)))
             settle_interpreter()
+            console.print(summary(engine, path, address_of(bound)))
 
         return Lifecycle(engine, app, settings, bound).run(on_ready=announce)
 
