@@ -69,7 +69,7 @@ def figures(report: Report) -> Iterator[Table]:
         for part in (name, "", ""):
             second.add_column(part, justify="right")
     for run in report.runs:
-        what = (run.load, " | ".join(run.settings))
+        what = (run.load, run.setting)
         summary = run.summary
         per_event, acceptance = summary.tokens_per_event, summary.acceptance_rate
         first.add_row(
@@ -143,6 +143,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(table)
     for run in report.runs:
         notes = [note for note in (server_means(run), *remarks(run)) if note is not None]
+        if len(run.settings) > 1:
+            notes.insert(0, "requests took one of: " + "; ".join(run.settings))
         for note in notes:
-            title = f"{run.load}, {' | '.join(run.settings)}"
-            console.print(f"{title}: {note}", markup=False, highlight=False)
+            text = f"{run.load}, {run.setting}: {note}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -46,7 +46,7 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
 
 
 def _label(run: Run) -> str:
-    return f"{run.load}; {' | '.join(run.settings)}"
+    return f"{run.load}; {run.setting}"
 
 
 def _plot_latencies(report: Report, path: Path) -> None:

@@ -145,6 +145,11 @@ class Run:
     """None where /metrics cannot be read."""
     requests: tuple[RequestRecord, ...]
 
+    @property
+    def setting(self) -> str:
+        """The setting, or how many were mixed."""
+        return self.settings[0] if len(self.settings) == 1 else f"mix of {len(self.settings)}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:

@@ -87,7 +87,8 @@ class RunPlan:
     settings: tuple[Setting, ...]
 
     def __str__(self) -> str:
-        return f"{self.load}; {' | '.join(map(str, self.settings))}"
+        what = self.settings[0] if len(self.settings) == 1 else f"mix of {len(self.settings)}"
+        return f"{self.load}; {what}"
 
 
 def run_plans(options: BenchOptions) -> list[RunPlan]:
