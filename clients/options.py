@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 """One prompt or several, each as text or as token ids."""
@@ -39,6 +39,8 @@ class Message(TypedDict):
     role: str
     """`system`, `user` or `assistant`."""
     content: str
+    name: NotRequired[str]
+    """Of the speaker; some chat templates use it."""
 
 
 class StreamOptions(TypedDict, total=False):
@@ -76,6 +78,8 @@ class GenerationOptions(CallOptions, total=False):
     frequency_penalty: float | None
     logit_bias: Mapping[int, float] | None
     seed: int | None
+    echo: bool | None
+    """Begin the answer with the prompt."""
     user: str | None
 
     top_k: int | None
@@ -102,7 +106,6 @@ class CompletionOptions(GenerationOptions, total=False):
     max_tokens: int | None
     logprobs: int | None
     """Alternatives to report with each token's logprob, 0 to 5."""
-    echo: bool | None
     best_of: int | None
 
 
@@ -115,6 +118,11 @@ class ChatOptions(GenerationOptions, total=False):
     logprobs: bool | None
     top_logprobs: int | None
     """Alternatives to report with each token's logprob, 0 to 20."""
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    """Go on with the final message instead of answering it."""
+    chat_template_kwargs: Mapping[str, Any] | None
+    """Further variables for the chat template."""
 
 
 class CompletionStreamOptions(CompletionOptions, total=False):

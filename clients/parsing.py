@@ -121,6 +121,14 @@ def _prompt_logprobs(raw: list[Json | None]) -> PromptLogprobs:
     )
 
 
+def _prompt_facts(raw: Json) -> dict[str, Any]:
+    """What is told of a prompt: in each choice of a completion, once in a chat."""
+    return {
+        "prompt_token_ids": _optional(raw, "prompt_token_ids", tuple),
+        "prompt_logprobs": _optional(raw, "prompt_logprobs", _prompt_logprobs),
+    }
+
+
 def _shared(raw: Json) -> dict[str, Any]:
     """The fields that a choice has in completions and in chats."""
     return {
@@ -136,10 +144,9 @@ def _shared(raw: Json) -> dict[str, Any]:
 def _choice(raw: Json) -> Choice:
     return Choice(
         **_shared(raw),
+        **_prompt_facts(raw),
         text=raw["text"],
         logprobs=_optional(raw, "logprobs", _completion_logprobs),
-        prompt_token_ids=_optional(raw, "prompt_token_ids", tuple),
-        prompt_logprobs=_optional(raw, "prompt_logprobs", _prompt_logprobs),
     )
 
 
@@ -176,12 +183,16 @@ def completion_chunk(raw: Json) -> CompletionChunk:
 
 def chat_completion(raw: Json) -> ChatCompletion:
     """A whole chat completion."""
-    return ChatCompletion(**_envelope(raw), choices=tuple(map(_chat_choice, raw["choices"])))
+    return ChatCompletion(
+        **_envelope(raw), **_prompt_facts(raw), choices=tuple(map(_chat_choice, raw["choices"]))
+    )
 
 
 def chat_chunk(raw: Json) -> ChatChunk:
     """One event of a streamed chat."""
-    return ChatChunk(**_envelope(raw), choices=tuple(map(_chat_choice, raw["choices"])))
+    return ChatChunk(
+        **_envelope(raw), **_prompt_facts(raw), choices=tuple(map(_chat_choice, raw["choices"]))
+    )
 
 
 def models(raw: Json) -> tuple[Model, ...]:

@@ -175,6 +175,8 @@ class ChatCompletion(_Envelope):
     """The answer to a chat request."""
 
     choices: tuple[ChatChoice, ...]
+    prompt_token_ids: tuple[int, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def text(self) -> str:

@@ -26,7 +26,8 @@ from clients.options import (
     request_body,
 )
 from clients.types import Health, Metrics, TokenSource, Usage
-from server.protocol import CompletionRequest
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
 from support.client_drivers import Connect
 from support.fake_async_engine import DEFAULT_TEXT, FakeAsyncEngine
 from support.live_server import LiveServer, live_server, wait_until
@@ -39,6 +40,7 @@ from support.scripted_server import (
     refusal,
     scripted_server,
 )
+from support.served_process import ServedProcess
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 USAGE = {
@@ -317,11 +319,52 @@ def test_metrics_of_a_choice_that_drafted_nothing(connect: Connect) -> None:
     assert completion.metrics == Metrics(4, None, 1.5, 0.5, None, None, 9, None)
 
 
-def test_options_are_what_the_server_knows() -> None:
-    """Neither list falls behind the other, but for what OpenAI's fields say without effect."""
-    ours = CompletionStreamOptions.__optional_keys__ - {"timeout_s", "extra", "user"}
-    theirs = CompletionRequest.model_fields.keys() - {"prompt", "stream"}
-    assert theirs <= ours
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(CompletionStreamOptions, CompletionRequest), (ChatStreamOptions, ChatCompletionRequest)],
+)
+def test_options_are_what_the_server_knows(ours: Any, theirs: Any) -> None:
+    """Neither list falls behind the other."""
+    for_the_client = {"timeout_s", "extra"}
+    without_effect = {"user"}
+    required = {"prompt", "messages", "stream"}
+    known = ours.__optional_keys__ - for_the_client - without_effect
+    assert known == theirs.model_fields.keys() - required
+
+
+def test_every_extra_of_a_real_chat(connect: Connect, demo: ServedProcess) -> None:
+    driver = connect(demo.url)
+    options = {
+        "max_completion_tokens": 8,
+        "temperature": 0,
+        "ignore_eos": True,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "return_metrics": True,
+        "return_token_sources": True,
+        "return_token_ids": True,
+        "speculative": Speculative(exit_layer=3, num_speculations=2),
+    }
+    messages = [{"role": "user", "content": "Once upon a time"}]
+    whole = driver.call("chat", messages, prompt_logprobs=1, **options)
+    (choice,) = whole.choices
+    assert choice.role == "assistant" and choice.finish_reason == "length"
+    assert len(choice.logprobs) == len(choice.token_ids) == len(choice.token_sources) == 8
+    assert b"".join(entry.bytes for entry in choice.logprobs).decode() == whole.text
+    assert all(len(entry.top_logprobs) == 2 for entry in choice.logprobs)
+    scores = whole.prompt_logprobs
+    assert len(scores) == len(whole.prompt_token_ids) == whole.usage.prompt_tokens
+    assert scores[0] is None
+    for token_id, entry in zip(whole.prompt_token_ids[1:], scores[1:], strict=True):
+        assert entry[token_id].logprob < 0 and entry[token_id].rank >= 1
+    assert whole.metrics.speculation.draft_exit_layer == 3
+    chunks, usage = driver.stream("stream_chat", messages, **options)
+    assert chunks[0].prompt_token_ids == whole.prompt_token_ids
+    parts = [choice for chunk in chunks for choice in chunk.choices]
+    assert "".join(part.text for part in parts) == whole.text
+    assert [part.role for part in parts] == ["assistant"] + [None] * (len(parts) - 1)
+    assert sum((part.logprobs for part in parts), ()) == choice.logprobs
+    assert usage is not None and usage.completion_tokens == 8
 
 
 def test_options_that_are_not_sent() -> None:

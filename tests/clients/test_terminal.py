@@ -189,6 +189,23 @@ def test_a_conversation_by_pipe() -> None:
     ]
 
 
+def test_a_conversation_with_the_demo(demo: ServedProcess) -> None:
+    options = ("--max-tokens", "20", "--temperature", "0", "--draft-exit", "3")
+    done = run("chat", *options, "--url", demo.url, stdin="Once upon a time\nAnd then?\n")
+    assert done.exit_code == 0, done.stderr
+    message = [user("Once upon a time")]
+    body = {"messages": message, "max_completion_tokens": 20, "temperature": 0}
+    answer = demo.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    message += [answer, user("And then?")]
+    second = demo.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    expected = [
+        text if text.endswith("\n") else f"{text}\n"
+        for text in (answer["content"], second["content"])
+    ]
+    assert done.stdout == "".join(expected)
+    assert done.stderr.count("tok/s") == 2
+
+
 def test_the_oldest_exchange_makes_room() -> None:
     too_long = refusal(400, "context_length_exceeded")
     with scripted_server(MODELS, said("1"), said("2"), too_long, said("3")) as scripted:
