@@ -7,6 +7,7 @@ nothing else to do.
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ from rich.console import Console
 
 from clients import NO_RETRIES, AsyncClient
 from clients.bench.display import print_report
-from clients.bench.lengths import Lengths
 from clients.bench.records import Distribution, Report
 from clients.bench.session import BenchOptions, run_bench
 from clients.bench.settings import Load, Setting
@@ -42,10 +42,17 @@ SCRAPE_EVERY_S = 0.25
 
 
 def write_prompts(path: Path) -> Path:
-    """A prompt for each stream, of 5 to 60 words."""
+    """A request for each stream: 5 to 60 words, and from 400 tokens for the first to come down to
+    100 for the last, so that the first still runs then."""
     random, words = Random(1), WORDS.split()
-    lengths = [random.randint(5, 60) for _ in range(NUM_STREAMS)]
-    path.write_text("\n".join(" ".join(random.choices(words, k=length)) for length in lengths))
+    lines = [
+        {
+            "prompt": " ".join(random.choices(words, k=random.randint(5, 60))),
+            "max_tokens": 400 - place * 300 // (NUM_STREAMS - 1),
+        }
+        for place in range(NUM_STREAMS)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
@@ -94,9 +101,7 @@ def test_two_hundred_streams_at_once(tmp_path: Path) -> None:
         settings=SETTINGS,
         mix=True,
         num_requests=NUM_STREAMS,
-        prompts=write_prompts(tmp_path / "prompts.txt"),
-        # Long enough that the first is still running when the last has come.
-        output_lengths=Lengths("uniform", 128, 256),
+        prompts=write_prompts(tmp_path / "prompts.jsonl"),
         num_warmups=6,
     )
     # -P: the files beside the script must not be taken for packages of their names.
