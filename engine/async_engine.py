@@ -232,11 +232,13 @@ class AsyncEngine:
             self._deliver_slice()
 
     def _deliver_slice(self) -> None:
-        self._hand_out(DELIVERY_SLICE)
-        self._is_delivering = bool(self._undelivered)
-        if self._is_delivering:
-            assert self._loop is not None
-            self._loop.call_soon(self._deliver_slice)
+        try:
+            self._hand_out(DELIVERY_SLICE)
+        finally:  # A listener that fails must not keep the rest from its streams.
+            self._is_delivering = bool(self._undelivered)
+            if self._is_delivering:
+                assert self._loop is not None
+                self._loop.call_soon(self._deliver_slice)
 
     def _hand_out(self, limit: int) -> None:
         for _ in range(min(limit, len(self._undelivered))):
