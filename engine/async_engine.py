@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 _DEAD_MESSAGE = "the engine has stopped after an internal error"
 _DRAIN_MESSAGE = "the server is shutting down"
 
+DELIVERY_SLICE = 32
+"""Outputs handed out before the event loop turns to something else. Each wakes a stream, which
+then writes to its socket: 0.1 ms and more. A step may have hundreds, and whoever asks for
+`/health`, or comes with a new request, should not wait for all of them."""
+
 Command = Callable[[Core], None]
 
 
@@ -103,6 +108,9 @@ class AsyncEngine:
         self._open: dict[str, set[int]] = {}
         """Request → the choices that have not ended."""
         self._listeners: list[Callable[[StepStats], None]] = []
+        self._undelivered: deque[ChoiceOutput | StepStats] = deque()
+        """What came from the engine thread and was not handed out yet, in order."""
+        self._is_delivering = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -227,10 +235,29 @@ class AsyncEngine:
         self._inbox.put(lambda core: core.abort(request_id))
 
     def _deliver(self, result: StepResult) -> None:
-        for output in result.outputs:
-            self._route(output)
-        for listener in self._listeners:
-            listener(result.stats)
+        """Hand out a step's outputs, slice by slice, and its counts after them."""
+        self._undelivered.extend(result.outputs)
+        self._undelivered.append(result.stats)
+        if not self._is_delivering:
+            self._deliver_slice()
+
+    def _deliver_slice(self) -> None:
+        try:
+            self._hand_out(DELIVERY_SLICE)
+        finally:  # A listener that fails must not keep the rest from its streams.
+            self._is_delivering = bool(self._undelivered)
+            if self._is_delivering:
+                assert self._loop is not None
+                self._loop.call_soon(self._deliver_slice)
+
+    def _hand_out(self, limit: int) -> None:
+        for _ in range(min(limit, len(self._undelivered))):
+            item = self._undelivered.popleft()
+            if isinstance(item, ChoiceOutput):
+                self._route(item)
+                continue
+            for listener in self._listeners:
+                listener(item)
 
     def _route(self, output: ChoiceOutput) -> None:
         stream = self._streams.get(output.request_id)
@@ -248,6 +275,7 @@ class AsyncEngine:
     def _die(self) -> None:
         """Answer everybody: no step will come any more."""
         self._status = EngineStatus.DEAD
+        self._hand_out(len(self._undelivered))
         last = StepStats()  # Nothing runs any more: the gauges fall to 0.
         for request_id, stream in list(self._streams.items()):
             for index in sorted(self._open[request_id]):

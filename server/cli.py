@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from clients.bench.command import bench
+from clients.terminal.chat import chat
+from clients.terminal.complete import complete
 from server.commands.evaluate import evaluate
 from server.commands.export import export
 from server.commands.options import SectionedCommand
@@ -27,6 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=SectionedCommand, short_help="Serve a model over OpenAI-style endpoints.")(serve)
+app.command(short_help="Complete a prompt on a running server.")(complete)
+app.command(short_help="Talk with a running server.")(chat)
+app.command(short_help="Send load to a running server, and measure.")(bench)
 app.command(short_help="Make a checkpoint small and quick to load.")(pack)
 app.command(short_help="Write a model as GGUF, for llama.cpp.")(export)
 app.command(short_help="Train an early-exit model on text files.")(train)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import describe, kind_of
 from server.generation import Generation
@@ -45,34 +45,43 @@ async def event_frames(generation: Generation) -> AsyncGenerator[bytes, None]:
     yield DONE
 
 
-async def with_pings(
-    frames: AsyncGenerator[bytes, None], interval_s: float
-) -> AsyncGenerator[bytes, None]:
-    """`frames`, and a comment after every `interval_s` in which none came.
+class Heartbeat:
+    """Sends a comment after every `interval_s` in which nothing else was sent.
 
-    Proxies close connections that are silent for long; a comment is invisible to clients.
+    Proxies close connections that are silent for long; a comment is invisible to clients. One
+    timer watches the whole stream: a frame costs it two readings of the clock.
     """
-    waiting: asyncio.Task[bytes] | None = None
-    try:
+
+    def __init__(self, send: Send, interval_s: float) -> None:
+        self._send = send
+        self._interval_s = interval_s
+        self._now = asyncio.get_running_loop().time
+        self._num_sending = 0
+        self._is_open = False
+        """Between the head of the response and its last part."""
+        self._sent_s = self._now()
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on."""
+        self._is_open = message.get("more_body", message["type"] == "http.response.start")
+        self._num_sending += 1
+        try:
+            await self._send(message)
+        finally:
+            self._num_sending -= 1
+            self._sent_s = self._now()
+
+    async def beat(self) -> None:
+        """Watch the stream; runs until cancelled."""
         while True:
-            waiting = asyncio.ensure_future(_next(frames))
-            while not (await asyncio.wait({waiting}, timeout=interval_s))[0]:
-                yield PING
-            try:
-                item = waiting.result()
-            except StopAsyncIteration:
-                return
-            waiting = None
-            yield item
-    finally:
-        if waiting is None:
-            await frames.aclose()
-        else:
-            waiting.cancel()
-
-
-async def _next(frames: AsyncGenerator[bytes, None]) -> bytes:
-    return await anext(frames)
+            await asyncio.sleep(self._sent_s + self._interval_s - self._now())
+            if self._now() - self._sent_s < self._interval_s:
+                continue
+            if self._is_open and not self._num_sending:
+                await self.send({"type": "http.response.body", "body": PING, "more_body": True})
+            else:
+                # Not begun or just over; or the client reads slowly, and has enough to read.
+                self._sent_s = self._now()
 
 
 class EventStream(EventSourceResponse):
@@ -85,14 +94,18 @@ class EventStream(EventSourceResponse):
     def __init__(
         self, frames: AsyncGenerator[bytes, None], on_close: Callable[[], None], ping_s: float
     ) -> None:
-        super().__init__(with_pings(frames, ping_s), sep="\n", ping=0)
+        super().__init__(frames, sep="\n", ping=0)
         self._on_close = on_close
+        self._ping_s = ping_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
+        heartbeat = Heartbeat(send, self._ping_s)
+        beating = asyncio.create_task(heartbeat.beat())
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, heartbeat.send)
         finally:
+            beating.cancel()
             self._on_close()
 
 

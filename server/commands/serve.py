@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 
 from server.commands import clean_errors
 from server.commands.options import with_settings_as_options
+from server.interpreter import settle_interpreter
 from server.listener import address_of, listening
 from server.settings import ServerSettings, load_settings, unknown_variables
 
@@ -105,6 +106,7 @@ def _run(settings: ServerSettings, bound: socket.socket) -> tuple[int, bool]:
         console = Console(stderr=True)
         if not console.is_terminal:
             console.width = UNBOUNDED_WIDTH
+        settle_interpreter()
         console.print(summary(engine, settings, loaded_from[0], address))
 
     app = create_app(settings, CollectorRegistry())

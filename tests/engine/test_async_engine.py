@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from engine.async_engine import AsyncEngine, EngineStatus, OutputStream
+from engine.async_engine import DELIVERY_SLICE, AsyncEngine, EngineStatus, OutputStream
 from engine.build import EngineParts
 from engine.errors import (
     ContextLengthError,
@@ -165,6 +166,40 @@ async def test_steps_are_counted_on_the_loop() -> None:
         await until(lambda: sum(len(step.finished) for step in bench.steps))
         assert sum(sum(step.generated.values()) for step in bench.steps) == 8
     assert threads == {threading.current_thread()}
+
+
+@on_loop
+async def test_a_step_of_many_outputs_leaves_the_loop_turns_in_between() -> None:
+    num_outputs, turn = 3 * DELIVERY_SLICE + 5, 0
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with running() as bench:
+        counting = asyncio.create_task(count_turns())
+        nothing = SamplingParams(max_tokens=0, n=num_outputs)  # All of them end in one step.
+        read_in = Counter([turn async for _ in bench.submit("r", nothing)])
+        counting.cancel()
+    assert read_in.total() == num_outputs
+    assert max(read_in.values()) == DELIVERY_SLICE
+
+
+@on_loop
+async def test_a_listener_that_fails_holds_no_output_back() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+
+    def fail(_: StepStats) -> None:
+        raise RuntimeError("no room for statistics")
+
+    async with running() as bench:
+        bench.engine.add_stats_listener(fail)
+        many = SamplingParams(max_tokens=5, ignore_eos=True, n=4)
+        streams = [bench.submit(f"r{number}", many) for number in range(20)]
+        for stream in streams:
+            assert len(reasons(await read(stream))) == 4
 
 
 @on_loop

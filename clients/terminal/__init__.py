@@ -1,0 +1,4 @@
+"""`bitskip complete` and `bitskip chat`.
+
+The commands import what they run inside themselves, so that `bitskip --help` is quick.
+"""
