@@ -189,6 +189,13 @@ def test_contradictions_are_refused(client: httpx.Client) -> None:
     assert chat(client, max_tokens=3, max_completion_tokens=3).num_tokens == 3
 
 
+def test_request_ids_need_not_be_unique(server: LiveServer, client: httpx.Client) -> None:
+    answers = [chat(client, request_id="mine") for _ in range(2)]
+    assert [answer.body["id"] for answer in answers] == ["chatcmpl-mine"] * 2
+    ours = [item[0] for item in server.engine.submitted[-2:]]
+    assert len(set(ours)) == 2
+
+
 def test_too_long_a_conversation_names_the_messages(client: httpx.Client) -> None:
     answer = chat(client, messages=[{"role": "user", "content": "x" * 600}])
     assert answer.error["param"] == "messages"
