@@ -119,7 +119,10 @@ def build_openapi(app: FastAPI) -> Json:
     for schema in requests.values():
         _allow_null(schema)
     components = document.setdefault("components", {})
-    components["schemas"] = {**_definitions(ANSWER_MODELS), **requests}
+    schemas = components.setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas |= _definitions(ANSWER_MODELS) | requests
     components["securitySchemes"] = {
         "api_key": {
             "type": "http",

@@ -14,6 +14,8 @@ from server.protocol import ChatCompletionRequest, CompletionRequest, Generation
 
 INLINE_PROMPT_SIZE = 4096
 """Characters and ids up to which prompts are prepared on the event loop itself: about 1 ms."""
+MESSAGE_SIZE = 50
+"""What a message costs beside its text, in the same unit."""
 
 NO_TEMPLATE = (
     "messages cannot be turned into a prompt: this model has no chat template. Start the server "
@@ -84,7 +86,7 @@ async def chat_prompts(
         return [PreparedPrompt(tuple(_token_ids(text, request, engine, "messages")), echo)]
 
     return await _off_the_loop_if_long(
-        prepare, sum(len(message.content) for message in request.messages)
+        prepare, sum(MESSAGE_SIZE + len(message.content) for message in request.messages)
     )
 
 

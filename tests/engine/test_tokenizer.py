@@ -366,3 +366,41 @@ class TestBrokenFiles:
         backend.save(str(path / "tokenizer.json"))
         with pytest.raises(TokenizerError, match=f"decoder {name} is not supported"):
             Tokenizer.from_directory(path)
+
+
+# --- chat templates and the names of special tokens --------------------------------------------
+
+
+def test_special_tokens_are_known_by_their_roles(path: Path) -> None:
+    config = {"eos_token": EOS, "bos_token": {"content": "<s>"}, "pad_token": None}
+    write(path / "tokenizer_config.json", config)
+    assert Tokenizer.from_directory(path).special_tokens == {"eos_token": EOS, "bos_token": "<s>"}
+
+
+def test_end_of_text_has_both_roles_where_all_files_are_silent(gpt2: Tokenizer) -> None:
+    assert gpt2.special_tokens == {"eos_token": EOS, "bos_token": EOS}
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [
+        (None, None),
+        ("{{ messages }}", "{{ messages }}"),
+        ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ([{"name": "tool_use", "template": "t"}], None),
+    ],
+)
+def test_the_chat_template_of_the_configuration(
+    path: Path, configured: object, expected: str | None
+) -> None:
+    write(path / "tokenizer_config.json", {"chat_template": configured})
+    assert Tokenizer.from_directory(path).chat_template == expected
+    (path / "chat_template.jinja").write_text("a file of its own\n", encoding="utf-8")
+    assert Tokenizer.from_directory(path).chat_template == "a file of its own\n"
+
+
+@pytest.mark.parametrize("configured", [5, {"default": "x"}, [{"name": "default", "template": 5}]])
+def test_a_chat_template_that_is_no_text(path: Path, configured: object) -> None:
+    write(path / "tokenizer_config.json", {"chat_template": configured})
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: chat_template"):
+        Tokenizer.from_directory(path)

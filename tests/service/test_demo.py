@@ -75,6 +75,19 @@ def test_half_the_layers_answer(demo: ServedProcess) -> None:
     assert half["choices"][0]["text"] != demo.complete(**body)["choices"][0]["text"]
 
 
+def test_a_conversation_is_one_text(demo: ServedProcess) -> None:
+    """The answer goes on with the messages, as a completion of the same text does."""
+    options = {"max_tokens": 30, "temperature": 0}
+    messages = [{"role": "user", "content": PROMPT}]
+    url = "/v1/chat/completions"
+    for text in (PROMPT, ""):
+        answer = demo.http.post(url, json={"messages": messages, **options}).json()
+        said = answer["choices"][0]["message"]
+        text = text or "".join(message["content"] for message in messages[:2]) + "\nThe end?"
+        assert said["content"] == demo.complete(prompt=text, **options)["choices"][0]["text"]
+        messages = [*messages, said, {"role": "user", "content": "The end?"}]
+
+
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
     return load_model(demo_model_path(), EngineConfig(), threads=1)

@@ -125,6 +125,7 @@ def test_the_real_engine_streams_what_it_answers(
         "seed": len(prompt),
         "max_tokens": 24,
         "ignore_eos": True,
+        "return_token_ids": True,
         "speculative": drafting,
     }
     tokens = byte_tokens(chatty)
@@ -155,3 +156,6 @@ def compare_with_stream(
     streamed = read_answer(served.http.post(route.path, json={**body, "stream": True}))
     for choice in choices:
         assert stream_text(streamed.events, choice["index"]) == choice_text(choice), body
+        pieces = [event["choices"][0] for event in streamed.events]
+        mine = [piece for piece in pieces if piece["index"] == choice["index"]]
+        assert [token for piece in mine for token in piece["token_ids"]] == choice["token_ids"]
