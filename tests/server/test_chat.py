@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.errors import ConfigError
-from server.app import create_app
+from server.app import attach_engine, create_app
 from server.settings import ServerSettings, load_settings
 from support.answers import Answer, read_answer, stream_text
 from support.fake_async_engine import DEFAULT_TEXT, EOS, ByteTokenizer, FakeAsyncEngine
@@ -257,13 +257,18 @@ def test_a_template_in_the_request_is_refused(client: httpx.Client) -> None:
     assert answer.error["message"] == "chat_template is not supported"
 
 
+def serve_with(template: Path) -> None:
+    app = create_app(ServerSettings(chat_template=template), CollectorRegistry())
+    attach_engine(app, FakeAsyncEngine())
+
+
 def test_a_broken_template_keeps_the_server_from_starting(tmp_path: Path) -> None:
     file = tmp_path / "broken.jinja"
     file.write_text("{% for %}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"broken.jinja is not a usable Jinja template"):
-        create_app(FakeAsyncEngine(), ServerSettings(chat_template=file), CollectorRegistry())
+        serve_with(file)
     file.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"broken.jinja cannot be read"):
-        create_app(FakeAsyncEngine(), ServerSettings(chat_template=file), CollectorRegistry())
+        serve_with(file)
     with pytest.raises(ConfigError, match="chat_template"):
         load_settings(chat_template=str(tmp_path / "missing.jinja"))
