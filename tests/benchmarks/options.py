@@ -7,7 +7,7 @@ from pathlib import Path
 
 AGREEMENTS = (0.5, 0.7, 0.85, 0.95)
 SEQUENCES = (1, 2, 4, 8)
-FIXED_DRAFTS = (1, 2, 3, 4, 5, 7)
+FIXED_DRAFTS = (1, 2, 3, 4, 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

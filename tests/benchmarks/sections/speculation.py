@@ -14,7 +14,7 @@ from benchmarks.prompts import random_prompts
 from benchmarks.worker import Worker
 
 PROMPT_TOKENS = 8
-TOKENS = {1: 160, 2: 96, 4: 64, 8: 48}
+TOKENS = {1: 128, 2: 80, 4: 56, 8: 40}
 """Tokens per sequence and sample, by the number of sequences: about a second each."""
 LEARNING_TOKENS = 160
 """Tokens per sequence that `auto` gets to learn this machine's costs before it is measured."""

@@ -9,7 +9,7 @@ inline void keep_here(__m256i& x) { asm("" : "+x"(x)); }
 template <int ROWS>
 void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
                   int end, int32_t* acc, ptrdiff_t acc_stride) {
-    constexpr int BYTES = BLOCK / 4, SPAN = 16, AHEAD = 8192;
+    constexpr int BYTES = BLOCK / 4, SPAN = 16;
     const __m256i three = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
     for (int quad = begin; quad < end; quad++) {
         __m256i wide[ROWS][QUAD] = {};
@@ -23,7 +23,7 @@ void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q
 #pragma GCC unroll 8
                 for (int m = 0; m < ROWS; m++) narrow[m] = _mm256_setzero_si256();
                 for (int b = start; b < stop; b++, w += QUAD * BYTES, x += BLOCK) {
-                    __builtin_prefetch(w + AHEAD);
+                    prefetch<ROWS>(w);
                     const __m256i v = load_bytes(w);
 #pragma GCC unroll 4
                     for (int quarter = 0; quarter < 4; quarter++) {
@@ -55,7 +55,7 @@ template <int ROWS>
 void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int end,
                     const int16_t* x, ptrdiff_t x_stride, const float* x_scale, float* logits,
                     ptrdiff_t logits_stride) {
-    constexpr int AHEAD = 8192, LINE = 64;
+    constexpr int LINE = 64;
     for (int v = begin; v < end; v++) {
         const int8_t* weight = w + ptrdiff_t(v) * n;
         __m256i sums[ROWS];
@@ -70,7 +70,7 @@ void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int
         };
         int i = 0;
         for (; i + LINE <= n; i += LINE) {
-            __builtin_prefetch(weight + i + AHEAD);
+            prefetch<ROWS>(weight + i);
             if (ROWS <= 2) {
                 add(i), add(i + LANES), add(i + 2 * LANES), add(i + 3 * LANES);
             } else {  // unrolled, the products of more rows would not fit the registers

@@ -1,8 +1,5 @@
 // The integer kernels on AVX-512 with VNNI, whose instructions add four products of bytes, or two
 // of 16-bit words, to a 32-bit lane without saturation: nothing needs widening on the way.
-//
-// What is streamed from memory is asked for eight kilobytes ahead: at 1 to 2 KB, as the hardware's own
-// prefetchers look ahead, one row took half as long again (Zen 5).
 
 inline __m512i load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 inline __m256i load_half_bytes(const void* p) {
@@ -25,7 +22,7 @@ inline __m128i sum_halves(__m512i a, __m512i b) {
 template <int ROWS>
 void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
                   int end, int32_t* acc, ptrdiff_t acc_stride) {
-    constexpr int BYTES = BLOCK / 4, AHEAD = 8192, CHAINS = ROWS == 1 ? 4 : ROWS <= 4 ? 2 : 1;
+    constexpr int BYTES = BLOCK / 4, CHAINS = ROWS == 1 ? 4 : ROWS <= 4 ? 2 : 1;
     const __m512i three = _mm512_set1_epi8(3);
     for (int quad = begin; quad < end; quad++) {
         const uint8_t* w = codes + ptrdiff_t(quad) * blocks * QUAD * BYTES;
@@ -33,8 +30,8 @@ void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q
         for (int m = 0; m < ROWS; m++)
             for (int c = 0; c < CHAINS; c++) low[m][c] = high[m][c] = _mm512_setzero_si512();
         for (int b = 0; b < blocks; b++, w += QUAD * BYTES) {
-            __builtin_prefetch(w + AHEAD);
-            __builtin_prefetch(w + AHEAD + 64);
+            prefetch<ROWS>(w);
+            prefetch<ROWS>(w + 64);
             const __m512i u = load_bytes(w), v = load_bytes(w + 64);
             const auto add = [&](int quarter, __m512i codes_low, __m512i codes_high) {
                 const __m512i w_low = _mm512_and_si512(codes_low, three);
@@ -68,7 +65,7 @@ template <int ROWS>
 void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int end,
                     const int16_t* x, ptrdiff_t x_stride, const float* x_scale, float* logits,
                     ptrdiff_t logits_stride) {
-    constexpr int AHEAD = 8192, CHAINS = ROWS <= 5 ? 2 : 1;
+    constexpr int CHAINS = ROWS <= 5 ? 2 : 1;
     for (int v = begin; v < end; v++) {
         const int8_t* weight = w + ptrdiff_t(v) * n;
         __m512i sums[ROWS][CHAINS];
@@ -82,7 +79,7 @@ void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int
         };
         int i = 0;
         for (; i + 64 <= n; i += 64) {
-            __builtin_prefetch(weight + i + AHEAD);
+            prefetch<ROWS>(weight + i);
             add(0, i);
             add(CHAINS - 1, i + 32);
         }

@@ -6,7 +6,7 @@
 template <int ROWS>
 void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stride, int begin,
                   int end, int32_t* acc, ptrdiff_t acc_stride) {
-    constexpr int BYTES = BLOCK / 4, AHEAD = 8192, CHAINS = ROWS <= 3 ? 4 : ROWS <= 6 ? 2 : 1;
+    constexpr int BYTES = BLOCK / 4, CHAINS = ROWS <= 3 ? 4 : ROWS <= 6 ? 2 : 1;
     const __m256i three = _mm256_set1_epi8(3);
     for (int quad = begin; quad < end; quad++) {
         __m256i totals[ROWS][QUAD];
@@ -16,7 +16,7 @@ void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q
             for (int m = 0; m < ROWS; m++)
                 for (int c = 0; c < CHAINS; c++) sums[m][c] = _mm256_setzero_si256();
             for (int b = 0; b < blocks; b++, w += QUAD * BYTES) {
-                __builtin_prefetch(w + AHEAD);
+                prefetch<ROWS>(w);
                 const __m256i v = load_bytes(w);
                 const auto add = [&](int quarter, __m256i shifted) {
                     const __m256i weights = _mm256_and_si256(shifted, three);
@@ -48,7 +48,7 @@ template <int ROWS>
 void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int end,
                     const int16_t* x, ptrdiff_t x_stride, const float* x_scale, float* logits,
                     ptrdiff_t logits_stride) {
-    constexpr int AHEAD = 8192, CHAINS = ROWS <= 5 ? 2 : 1;
+    constexpr int CHAINS = ROWS <= 5 ? 2 : 1;
     for (int v = begin; v < end; v++) {
         const int8_t* weight = w + ptrdiff_t(v) * n;
         __m256i sums[ROWS][CHAINS];
@@ -63,7 +63,7 @@ void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int
         };
         int i = 0;
         for (; i + 32 <= n; i += 32) {
-            if (i % 64 == 0) __builtin_prefetch(weight + i + AHEAD);
+            if (i % 64 == 0) prefetch<ROWS>(weight + i);
             add(0, i);
             add(CHAINS - 1, i + 16);
         }

@@ -12,6 +12,7 @@ namespace {
 #include "lanes_avx512.inl"
 
 #include "float_ops.inl"
+#include "prefetch.inl"
 #include "integer_avx512vnni.inl"
 #include "ternary_by_rows.inl"
 #include "head_by_rows.inl"

@@ -7,6 +7,7 @@ namespace {
 #include "lanes_avx2.inl"
 
 #include "float_ops.inl"
+#include "prefetch.inl"
 #include "bytes_avx2.inl"
 #include "integer_avxvnni.inl"
 #include "ternary_by_rows.inl"
