@@ -7,6 +7,7 @@ is the full model's as often as said. Drafts come from the early exit alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from benchmarks.bench import Bench, Contender, Recorder, Sample
 from benchmarks.options import AGREEMENTS, FIXED_DRAFTS, SEQUENCES
@@ -26,16 +27,23 @@ def run(bench: Bench, record: Recorder) -> None:
     options, models = bench.options, bench.models
     for agreement in AGREEMENTS:
         checkpoint = models.synthetic(agreement)
-        with bench.worker(
-            "engine",
-            model=str(checkpoint),
-            backend=options.backend,
-            threads=options.threads,
-            draft_exit=models.draft_exit,
-        ) as worker:
+        with ExitStack() as stack:
+            # `auto` learns from its own rounds, as in a server: not from those of fixed lengths.
+            fixed, auto = (
+                stack.enter_context(
+                    bench.worker(
+                        "engine",
+                        model=str(checkpoint),
+                        backend=options.backend,
+                        threads=options.threads,
+                        draft_exit=models.draft_exit,
+                    )
+                )
+                for _ in range(2)
+            )
             for count in SEQUENCES:
                 prompts = _prompts(count, models.config().vocab_size)
-                worker.call(
+                auto.call(
                     "decode",
                     prompts=prompts(-1),
                     tokens=options.tokens(LEARNING_TOKENS),
@@ -52,6 +60,7 @@ def run(bench: Bench, record: Recorder) -> None:
                             {"agreement": agreement, "sequences": count, "mode": str(mode)},
                         )
                         for mode in MODES
+                        for worker in [auto if mode == "auto" else fixed]
                     ],
                     warm_up=False,
                 )
