@@ -42,7 +42,7 @@ def _decode(result: SectionResult):
 def _speculation(result: SectionResult):
     """Tokens per second against the agreement; a panel per number of sequences."""
     counts = result.values("sequences")
-    figure, panels = plt.subplots(1, len(counts), figsize=(4 * len(counts), 4), squeeze=False)
+    figure, panels = plt.subplots(1, len(counts), figsize=(3.6 * len(counts), 4), squeeze=False)
     modes = dict.fromkeys(str(series.case["mode"]) for series in result.series)
     for axes, count in zip(panels[0], counts, strict=True):
         for mode in modes:
@@ -50,6 +50,9 @@ def _speculation(result: SectionResult):
             label = mode if mode in ("plain", "auto") else f"{mode} drafts"
             _line(axes, list(result.select(sequences=count, mode=mode)), "agreement", label, width)
         _finish(axes, "agreement of exit and full depth", f"{count} sequence(s)")
+    for axes in panels[0][1:]:
+        axes.set_ylabel("")
+        axes.get_legend().remove()
     return figure
 
 
