@@ -35,8 +35,25 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-extensions",
+    "--disable-features=AutofillServerCommunication,NetworkTimeServiceQuerying,PreconnectToSearch,"
+    "PrewarmDefaultSearchEngine,Prewarm,OptimizationHints",
+    # What has no switch of its own is sent to where nobody listens.
+    "--gaia-url=http://127.0.0.1:9",
+    "--component-updater=url-source=http://127.0.0.1:9/",
     "--hide-scrollbars",
 )
+_PREFERENCES = {
+    "default_search_provider_data": {
+        "template_url_data": {
+            "short_name": "none",
+            "keyword": "none",
+            "url": "http://127.0.0.1:9/?{searchTerms}",
+        }
+    },
+    "net.network_prediction_options": 2,
+    "search.suggest_enabled": False,
+}
 PATIENCE_S = 60.0
 
 
@@ -60,7 +77,9 @@ class _Refusal(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self.server.attempts.append(self.rfile.readline(4096).decode(errors="replace").strip())
-        self.wfile.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        self.wfile.write(
+            b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
 
 
 class Browser:
@@ -161,6 +180,7 @@ def chromium(profile: Path) -> Iterator[Browser]:
     with _serving(Trap()) as trap:
         for flag in (*_FLAGS, f"--user-data-dir={profile}", f"--proxy-server={trap.address}"):
             options.add_argument(flag)
+        options.add_experimental_option("prefs", _PREFERENCES)
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         driver = webdriver.Chrome(options=options, service=service)
         try:

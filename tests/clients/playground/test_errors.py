@@ -35,7 +35,9 @@ def test_a_missing_key_is_asked_for_and_kept_in_the_tab_alone(
     page.set("max-tokens", 8)
     page.generate()
     assert len(page.tokens()) == 8
-    kept = browser.run("return [Object.values(sessionStorage), localStorage.length, document.cookie]")
+    kept = browser.run(
+        "return [Object.values(sessionStorage), localStorage.length, document.cookie]"
+    )
     assert kept == [[KEY], 0, ""]
     browser.open(page.url)
     browser.wait_for("!document.getElementById('exit').disabled")

@@ -49,7 +49,9 @@ def test_paints_every_token_by_its_source(
     assert counts["draft"] == figures["num_accepted_tokens"] > 0
     shares = [count / figures["num_drafts"] for count in figures["accepted_per_position"]]
     assert [width for _, width in page.bars()] == pytest.approx(shares, abs=0.02)
-    assert [text for text, _ in page.bars()] == [f"{share:.0%}".replace("%", " %") for share in shares]
+    assert [text for text, _ in page.bars()] == [
+        f"{share:.0%}".replace("%", " %") for share in shares
+    ]
     assert page.text("acceptance") == f"{figures['draft_acceptance_rate']:.0%}".replace("%", " %")
     assert page.text("num-tokens") == str(len(tokens))
     assert float(page.text("rate")) > 0 and page.text("first").endswith("s")
