@@ -73,7 +73,7 @@ class Trap(socketserver.ThreadingTCPServer):
 
 
 class _Refusal(socketserver.StreamRequestHandler):
-    server: Trap
+    server: Trap  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def handle(self) -> None:
         self.server.attempts.append(self.rfile.readline(4096).decode(errors="replace").strip())
