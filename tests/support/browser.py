@@ -144,13 +144,17 @@ class Browser:
         return self.driver.execute_cdp_cmd(name, parameters)
 
     def requested(self) -> list[str]:
-        """The addresses that pages have asked for since the last call."""
+        """The addresses that pages have asked for since the last call.
+
+        The browser's own first page, of which the log tells late, does not count.
+        """
         entries = [json.loads(entry["message"]) for entry in self.driver.get_log("performance")]
         messages = [entry["message"] for entry in entries]
         return [
             message["params"]["request"]["url"]
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
+            and not message["params"]["documentURL"].startswith("chrome://")
         ]
 
     def complaints(self) -> list[str]:

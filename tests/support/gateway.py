@@ -26,8 +26,6 @@ class Answer:
 class Faults:
     """What goes wrong with requests under /v1; nothing, unless set."""
 
-    api_key: str | None = None
-    """The key without which they are answered with 401."""
     answer: Answer | None = None
     """Answered in the server's place."""
     num_bytes: int | None = None
@@ -70,14 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes) -> None:
         faults = self.server.faults
-        if self.path.startswith("/v1"):
-            key = self.headers.get("authorization")
-            if faults.api_key is not None and key != f"Bearer {faults.api_key}":
-                self._answer(Answer(401, _error("This server wants an API key.")))
-                return
-            if faults.answer is not None:
-                self._answer(faults.answer)
-                return
+        if self.path.startswith("/v1") and faults.answer is not None:
+            self._answer(faults.answer)
+            return
         headers = {"content-type": self.headers.get("content-type", "")}
         try:
             with httpx.stream(
@@ -118,10 +111,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
-
-
-def _error(message: str) -> dict[str, Any]:
-    return {"message": message, "type": "invalid_request_error", "param": None, "code": None}
 
 
 @contextmanager

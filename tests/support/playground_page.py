@@ -27,14 +27,22 @@ class PlaygroundPage:
         self.url = url
 
     def load(self) -> None:
-        """Open the page anew, without what earlier tests left; the model is known afterwards."""
+        """Open the page anew and wait until it knows the model."""
+        self.open()
+        self.wait_for_model()
+
+    def open(self) -> None:
+        """Open the page anew, without what earlier tests left."""
         browser = self.browser
         browser.requested()
         browser.complaints()
         browser.open(self.url)
         browser.run("sessionStorage.clear()")
         browser.open(self.url)
-        browser.wait_for("!document.getElementById('exit').disabled")
+
+    def wait_for_model(self) -> None:
+        """Wait until the controls are fitted to the model."""
+        self.browser.wait_for("!document.getElementById('exit').disabled")
 
     def set(self, control: str, value: object) -> None:
         """Type into a field, or choose of a list."""
