@@ -22,7 +22,7 @@ from server.engine_api import Engine
 from server.errors import error_response, kind_of, status_response
 from server.metrics import MetricsExporter
 from server.middleware import RequestBoundary
-from server.routes import completions, models, operations, tokenizer
+from server.routes import completions, models, operations, playground, tokenizer
 from server.settings import ServerSettings
 from server.version import package_version
 from server.wire import JSONBody
@@ -73,7 +73,7 @@ def create_app(
     _add_middleware(app, settings)
     app.add_exception_handler(BitSkipError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    for module in (completions, models, operations, tokenizer, openapi):
+    for module in (completions, models, operations, tokenizer, playground, openapi):
         app.include_router(module.router)
     app.openapi = lru_cache(partial(openapi.build_openapi, app))
     return app

@@ -21,6 +21,8 @@ PACKAGES = ("engine", "server", "clients")
 
 # Kinds of files that a bundled model has. The builder leaves out whatever .gitignore matches,
 # so a pattern such as *.safetensors there would silently ship a server without its model.
+NOT_SHIPPED = {"clients/playground/screenshot.png"}
+"""Files of a package that only this repository's own pages show."""
 MADE_UP = "engine/demo/made_up"
 """A folder of their own: the real model in engine/demo has to be served."""
 DEMO_FILES = (
@@ -122,6 +124,7 @@ def test_holds_every_file_of_a_package(package: str, names: list[str], sources: 
         if path.is_file() and csrc not in path.parents and path.suffix != ".so"
     }
     assert expected
+    expected -= NOT_SHIPPED
     held = {name for name in names if name.startswith(f"{package}/")}
     native = {name for name in held if name.startswith("engine/backends/cpu/_native.cpython")}
     assert held - native == expected
@@ -130,6 +133,11 @@ def test_holds_every_file_of_a_package(package: str, names: list[str], sources: 
 
 def test_holds_every_kind_of_file_that_a_model_has(names: list[str]) -> None:
     assert {f"{MADE_UP}/{name}" for name in DEMO_FILES} <= set(names)
+
+
+def test_holds_the_playground(names: list[str]) -> None:
+    page = {"index.html", "style.css", "main.mjs", "sse.mjs", "icon.svg"}
+    assert {f"clients/playground/{name}" for name in page} <= set(names)
 
 
 def test_metadata(wheel: Path) -> None:
