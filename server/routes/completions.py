@@ -20,7 +20,7 @@ from server.wire import JSONBody, read_object
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter()
+router = APIRouter(tags=["generation"])
 
 COMPLETION_EXAMPLES = {
     "a story drafted by three layers": {

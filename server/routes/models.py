@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from server.context import ServerContext, get_context
 from server.wire import JSONBody
 
-router = APIRouter()
+router = APIRouter(tags=["models"])
 
 
 def model_object(context: ServerContext, name: str) -> dict[str, Any]:

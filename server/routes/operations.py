@@ -12,7 +12,7 @@ from server.errors import unavailable
 from server.version import package_version
 from server.wire import JSONBody
 
-router = APIRouter()
+router = APIRouter(tags=["operations"])
 
 
 class LoadResponse(TypedDict):

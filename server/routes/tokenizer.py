@@ -14,7 +14,7 @@ from server.protocol import DetokenizeRequest, TokenizeRequest, parse_request
 from server.protocol.tokenizer import DetokenizeResponse, TokenizeResponse, TokenizerInfo
 from server.wire import JSONBody, read_object
 
-router = APIRouter()
+router = APIRouter(tags=["tokenizer"])
 
 
 @router.post(
