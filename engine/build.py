@@ -42,13 +42,20 @@ def demo_model_path() -> Path:
 
 
 def load_model(
-    path: Path, config: EngineConfig, backend: str = "auto", threads: int | None = None
+    path: Path,
+    config: EngineConfig,
+    backend: str = "auto",
+    threads: int | None = None,
+    *,
+    exit_norm: bool | None = None,
 ) -> LoadedModel:
     """Load a checkpoint directory onto a backend.
 
-    Raises `CheckpointError`, `TokenizerError` or `ConfigError`, naming what is wrong.
+    `exit_norm`, if given, takes the place of what config.json says of it. Raises `CheckpointError`, `TokenizerError` or `ConfigError`, naming what is wrong.
     """
     checkpoint = load_checkpoint(path)
+    if exit_norm is not None:
+        checkpoint.config = replace(checkpoint.config, exit_norm=exit_norm)
     model = with_generation_eos(checkpoint.config, path)
     tokenizer = Tokenizer.from_directory(path)
     tokenizer.check_vocab(model.vocab_size)

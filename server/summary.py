@@ -8,15 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from engine.backends.memory import kv_bytes
 from engine.checkpoint.files import weight_files
 from engine.config import ModelConfig
 from server.auth import key_hashes
 from server.engine_api import Engine
 from server.settings import ServerSettings
-
-_KV_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
-_SCALE_BYTES = 4
-"""int8 K/V has a scale per position and head."""
 
 
 def summary(engine: Engine, settings: ServerSettings, loaded_from: Path, address: str) -> Table:
@@ -84,19 +81,13 @@ def _drafts(engine: Engine, settings: ServerSettings) -> str:
 
 def _memory(engine: Engine, loaded_from: Path) -> str:
     num_bytes = sum(file.stat().st_size for file in weight_files(loaded_from))
-    num_tokens = engine.config.kv_cache_tokens or 0
+    config = engine.config
+    num_tokens = config.kv_cache_tokens or 0
+    kv = kv_bytes(engine.model_config, engine.kv_dtype, config.num_blocks * config.block_size)
     return (
-        f"weights {num_bytes / 2**20:.0f} MiB on disk, K/V up to {_kv_bytes(engine) / 2**20:.0f} "
+        f"weights {num_bytes / 2**20:.0f} MiB on disk, K/V up to {kv / 2**20:.0f} "
         f"MiB for {num_tokens:,} tokens; resident now {resident_mib()} MiB"
     )
-
-
-def _kv_bytes(engine: Engine) -> int:
-    """Size of the K/V pool, which becomes resident as it is used."""
-    model, config = engine.model_config, engine.config
-    scales = model.num_kv_heads * _SCALE_BYTES if engine.kv_dtype == "int8" else 0
-    per_position = model.kv_size * _KV_BYTES[engine.kv_dtype] + scales
-    return 2 * model.num_layers * per_position * config.num_blocks * config.block_size
 
 
 def _limits(engine: Engine, settings: ServerSettings) -> str:

@@ -44,6 +44,8 @@ class Inventory:
     """By canonical name."""
     scales: dict[str, StoredTensor]
     """Stored scales, by the canonical name of their linear; optional beside float weights."""
+    ignored: tuple[StoredTensor, ...] = ()
+    """What `canonical_name` folds to nothing: rotary buffers, scales beside float weights."""
 
 
 class _Expectation(NamedTuple):
@@ -81,12 +83,15 @@ def latent_inventory(path: Path, config: ModelConfig, files: Sequence[TensorFile
     """
     found: dict[str, list[StoredTensor]] = {}
     scales: dict[str, StoredTensor] = {}
+    ignored: list[StoredTensor] = []
     for file in files:
         for name, entry in file.entries.items():
             tensor = StoredTensor(file, entry)
             if (canonical := canonical_name(name)) is not None:
                 found.setdefault(canonical, []).append(tensor)
-            elif name.endswith(SCALE_SUFFIX):
+                continue
+            ignored.append(tensor)
+            if name.endswith(SCALE_SUFFIX):
                 owner = canonical_name(name.removesuffix(SCALE_SUFFIX))
                 if owner is not None and is_linear(owner):
                     scales[owner] = tensor
@@ -94,7 +99,7 @@ def latent_inventory(path: Path, config: ModelConfig, files: Sequence[TensorFile
     expected = {
         name: _Expectation(FLOAT_TAGS, shape) for name, shape in expected_shapes(config).items()
     }
-    return Inventory(config, _match(path, expected, found), scales)
+    return Inventory(config, _match(path, expected, found), scales, tuple(ignored))
 
 
 def packed_inventory(path: Path, config: ModelConfig, file: TensorFile) -> Inventory:

@@ -78,6 +78,8 @@ class Checkpoint(ABC):
         """As in config.json, but `tie_word_embeddings` as the files have it."""
         self._tensors = inventory.tensors
         self._scales = inventory.scales
+        self.ignored = tuple(tensor.entry.name for tensor in inventory.ignored)
+        """Tensors that the files hold and the model has no use for, as spelt there."""
         self._closed = False
 
     @abstractmethod
@@ -102,6 +104,10 @@ class Checkpoint(ABC):
         """The dtype of a tensor in the file; "u8" for packed linears."""
         tag = self._find(name).entry.tag
         return _FLOAT_DTYPES.get(tag, "u8")
+
+    def stored_name(self, name: str) -> str:
+        """A tensor's name as its file spells it."""
+        return self._find(name).entry.name
 
     def stored_size(self, name: str) -> int:
         """Bytes that a tensor takes in the file."""

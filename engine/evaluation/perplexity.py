@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ class ExitTally:
     num_agreed: int = 0
     negative_log_likelihood: float = 0.0
     """In nats."""
+    choices: Counter[int] = field(default_factory=Counter)
+    """How often each token was the most likely one."""
 
     @property
     def perplexity(self) -> float:
@@ -44,6 +47,11 @@ class ExitTally:
     def agreement(self) -> float:
         """Share of positions whose most likely token is that of the full depth."""
         return self.num_agreed / self.num_tokens
+
+    def chance_agreement(self, full: ExitTally) -> float:
+        """How often two would agree that choose as often each token, but whatever the text."""
+        common = sum(count * full.choices[token] for token, count in self.choices.items())
+        return common / (self.num_tokens * full.num_tokens)
 
     def bits_per_byte(self, num_bytes: int) -> float:
         """The same likelihood per byte of text, comparable between tokenizers."""
@@ -78,6 +86,7 @@ def score_exits(
                 best[stop] = logits.argmax(axis=1)
             for stop in stops:
                 tallies[stop].num_agreed += int((best[stop] == best[depth]).sum())
+                tallies[stop].choices.update(best[stop].tolist())
         progress(done + 1, len(windows))
     return tallies
 

@@ -24,6 +24,8 @@ class ExitScore:
     bits_per_byte: float
     agreement: float
     """Share of positions where its most likely token is the full model's."""
+    chance_agreement: float
+    """What that would be if its choices were as they are, but had nothing to do with the text."""
     draft_acceptance_rate: float | None
     mean_acceptance_length: float | None
     """Tokens per verified round, verification's own included."""
@@ -70,7 +72,7 @@ def evaluate(
         if not 1 <= exit_layer <= depth:
             raise ConfigError(f"exit {exit_layer} does not lie in 1..{depth}")
     chosen = tuple(sorted({*(exits or model.config.suggested_exits), depth}))
-    windows = _windows(model, documents)
+    windows = text_windows(model, documents)
     if not windows:
         raise ConfigError("the documents have no token to predict")
     tallies = score_exits(model.backend, windows, chosen, progress)
@@ -96,6 +98,7 @@ def evaluate(
                 perplexity=tallies[exit_layer].perplexity,
                 bits_per_byte=tallies[exit_layer].bits_per_byte(num_bytes),
                 agreement=tallies[exit_layer].agreement,
+                chance_agreement=tallies[exit_layer].chance_agreement(tallies[depth]),
                 draft_acceptance_rate=drafts[exit_layer].acceptance_rate,
                 mean_acceptance_length=drafts[exit_layer].acceptance_length,
             )
@@ -104,7 +107,7 @@ def evaluate(
     )
 
 
-def _windows(model: LoadedModel, documents: Sequence[str]) -> list[list[int]]:
+def text_windows(model: LoadedModel, documents: Sequence[str]) -> list[list[int]]:
     """Token windows; a document longer than the context goes on in the next window."""
     context = model.config.max_position_embeddings
     end = list(model.config.eos_token_ids[:1])

@@ -1,0 +1,82 @@
+"""What serving a model takes, by backend, from its shape alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.checkpoint.names import LINEARS, linear_shape
+from engine.config import EngineConfig, ModelConfig
+
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_SCALE_BYTES = 4
+"""int8 K/V has a scale per position and head, an int8 head one per token id."""
+_TILE_OUTPUTS = 32
+_BLOCK_INPUTS = 128
+"""The cpu backend's linears are padded to whole tiles; two bits a weight."""
+
+BACKEND_DTYPES = {"cpu": ("int8", "fp16"), "reference": ("fp32", "fp32")}
+"""What each backend holds the head and K/V in unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingMemory:
+    """Bytes that a backend with default options takes; what programs themselves take is not in."""
+
+    backend: str
+    weights: int
+    """Linears and norms; on the reference backend the embedding, too (elsewhere it stays mapped)."""
+    head_dtype: str
+    head: int
+    draft_head: int
+    """Further bytes for drafting: 0 where drafts read the head's own rows."""
+    kv_dtype: str
+    kv: int
+    """The whole K/V pool; on the cpu backend resident only as far as it is used."""
+    num_kv_tokens: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.head + self.draft_head + self.kv
+
+
+def kv_bytes(model: ModelConfig, kv_dtype: str, num_positions: int) -> int:
+    """Size of a K/V pool of so many positions, over all layers."""
+    scales = model.num_kv_heads * _SCALE_BYTES if kv_dtype == "int8" else 0
+    per_position = model.kv_size * _BYTES[kv_dtype] + scales
+    return 2 * model.num_layers * per_position * num_positions
+
+
+def serving_memory(
+    backend: str, model: ModelConfig, engine: EngineConfig, num_draft_ids: int
+) -> ServingMemory:
+    """What `backend` takes with its default dtypes; `engine` is resolved for the model."""
+    head_dtype, kv_dtype = BACKEND_DTYPES[backend]
+    is_native = backend == "cpu"
+    layer = sum(_linear_bytes(*linear_shape(model, name), is_native) for name in LINEARS)
+    norms = (2 * model.num_layers + 1) * model.hidden_size * 4
+    rows = model.vocab_size * model.hidden_size
+    head = rows * _BYTES[head_dtype] + (model.vocab_size * _SCALE_BYTES if is_native else 0)
+    embedding = draft_head = 0
+    if not is_native:
+        embedding, head = rows * 4, 0 if model.tie_word_embeddings else head
+        if num_draft_ids < model.vocab_size:
+            draft_head = num_draft_ids * model.hidden_size * 4
+    num_positions = engine.num_blocks * engine.block_size
+    return ServingMemory(
+        backend=backend,
+        weights=model.num_layers * layer + norms + embedding,
+        head_dtype=head_dtype,
+        head=head,
+        draft_head=draft_head,
+        kv_dtype=kv_dtype,
+        kv=kv_bytes(model, kv_dtype, num_positions),
+        num_kv_tokens=num_positions,
+    )
+
+
+def _linear_bytes(outputs: int, inputs: int, is_native: bool) -> int:
+    if not is_native:
+        return 4 * outputs * inputs
+    tiles, blocks = -(-outputs // _TILE_OUTPUTS), -(-inputs // _BLOCK_INPUTS)
+    return tiles * _TILE_OUTPUTS * blocks * _BLOCK_INPUTS // 4
