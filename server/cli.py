@@ -14,6 +14,7 @@ from clients.terminal.chat import chat
 from clients.terminal.complete import complete
 from server.commands.evaluate import evaluate
 from server.commands.export import export
+from server.commands.inspect import inspect
 from server.commands.options import SectionedCommand
 from server.commands.pack import pack
 from server.commands.serve import serve
@@ -34,6 +35,7 @@ app.command(short_help="Complete a prompt on a running server.")(complete)
 app.command(short_help="Talk with a running server.")(chat)
 app.command(short_help="Send load to a running server, and measure.")(bench)
 app.command(short_help="Make a checkpoint small and quick to load.")(pack)
+app.command(short_help="Look into a model: what it holds, and is it credible?")(inspect)
 app.command(short_help="Write a model as GGUF, for llama.cpp.")(export)
 app.command(short_help="Train an early-exit model on text files.")(train)
 app.command(short_help="Write a random model of any size, to measure speed with.")(synth)

@@ -17,7 +17,7 @@ MODEL = tiny_config(num_layers=12, vocab_size=100)
 
 def report(**lengths: float | None) -> EvaluationReport:
     """A report of exits eN whose rounds of 4 drafts bring so many tokens."""
-    exits = [ExitScore(int(name[1:]), 9.0, 1.0, 0.5, 0.5, n) for name, n in lengths.items()]
+    exits = [ExitScore(int(name[1:]), 9.0, 1.0, 0.5, 0.0, 0.5, n) for name, n in lengths.items()]
     return EvaluationReport(1, 100, 400, 64, 4, tuple(exits))
 
 

@@ -1,0 +1,181 @@
+"""How `bitskip inspect` shows its report on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from engine.checkpoint.inspection import TensorReport
+    from engine.evaluation.inspection import InspectedExits, ModelReport
+
+
+def print_report(console: Console, report: ModelReport, *, show_tensors: bool) -> None:
+    """Everything, the warnings last, where they are seen."""
+    console.print(_facts(report))
+    console.print(_groups(report))
+    linears = report.weights.linears
+    if show_tensors:
+        console.print(_ternary("ternary tensors", linears, lambda tensor: tensor.name))
+    else:
+        console.print(_ternary("ternary weights by kind", linears, lambda each: each.kind))
+        console.print(_ternary("and by layer", linears, lambda each: f"layer {each.layer}"))
+    console.print(_memory(report))
+    if report.exits is not None:
+        console.print(_exits(report.exits, report.config.exit_norm))
+        best = report.exits.best
+        if best is not None:
+            console.print(
+                f"best draft exit: {best.exit_layer}, with {best.num_speculations} drafts per "
+                f"round {best.speedup:.2f} times as fast as without, as predicted"
+            )
+    for warning in report.warnings:
+        console.print(f"warning: {escape(warning)}", style="yellow", soft_wrap=True)
+    if not report.warnings:
+        console.print("nothing suspicious was found", style="green")
+
+
+def _facts(report: ModelReport) -> Table:
+    model, weights = report.config, report.weights
+    form = "packed" if weights.is_packed else model.weights
+    head = "tied to the embedding" if model.tie_word_embeddings else "a tensor of its own"
+    norm = "with" if model.exit_norm else "without"
+    why = "the checkpoint's choice" if model.draft_exit_layer else "a quarter of the layers"
+    ignored = ", ".join(weights.ignored) or "none"
+    table = _table("", "", show_header=False)
+    for label, text in (
+        ("model", str(report.path)),
+        ("variant", f"{model.variant}, {form} weights, {model.activation_bits}-bit activations"),
+        (
+            "shape",
+            f"{model.num_layers} layers of {model.hidden_size}, feed-forward "
+            f"{model.intermediate_size}, {model.num_heads} heads and {model.num_kv_heads} K/V "
+            f"heads of {model.head_dim}",
+        ),
+        ("vocabulary", f"{model.vocab_size:,}; drafts choose from {report.num_draft_ids:,}"),
+        ("context", f"{model.max_position_embeddings:,} tokens"),
+        ("head", f"{head}; early exits {norm} the final norm"),
+        ("exits", f"1 to {model.num_layers}, for instance {_list(model.suggested_exits)}"),
+        ("draft exit", f"{report.draft_exit_layer} ({why})"),
+        ("names", f"{len(weights.tensors)} tensors mapped; ignored: {ignored}"),
+    ):
+        table.add_row(label, escape(text))
+    return table
+
+
+def _groups(report: ModelReport) -> Table:
+    table = _table("tensors", "in the files", "number", "shape", "dtype", "bytes", "packed", "fp32")
+    groups = _grouped(report.weights.tensors, lambda tensor: tensor.kind)
+    for kind, members in groups.items():
+        first = members[0]
+        stored = first.stored_name
+        if first.layer is not None:
+            stored = stored.replace(f"layers.{first.layer}.", "layers.*.")
+        table.add_row(
+            kind,
+            "same" if stored == kind else escape(stored),
+            str(len(members)),
+            "×".join(map(str, first.shape)),
+            _list(dict.fromkeys(each.dtype for each in members)),
+            *_sizes(members),
+        )
+    table.add_section()
+    everything = report.weights.tensors
+    table.add_row("all", "", str(len(everything)), "", "", *_sizes(everything))
+    return table
+
+
+def _ternary(
+    title: str, tensors: tuple[TensorReport, ...], key: Callable[[TensorReport], str]
+) -> Table:
+    from engine.checkpoint.inspection import total_trits
+
+    table = _table(title, "−1", "0", "+1", "scale")
+    rows = [*_grouped(tensors, key).items(), ("all", tensors)]
+    for label, members in rows:
+        trits = total_trits(members)
+        shares = ("?",) * 3 if trits is None else (f"{share:.1%}" for share in trits.shares())
+        scales = [each.scale for each in members if each.scale is not None]
+        span = f"{min(scales):.3g}" if scales else "?"
+        if scales and min(scales) != max(scales):
+            span += f" to {max(scales):.3g}"
+        if label == "all":
+            table.add_section()
+        table.add_row(label, *shares, span)
+    return table
+
+
+def _memory(report: ModelReport) -> Table:
+    table = _table("memory to serve", "weights", "head", "draft head", "K/V up to", "in all")
+    for each in report.memory:
+        table.add_row(
+            each.backend,
+            _mib(each.weights),
+            f"{_mib(each.head)} ({each.head_dtype})",
+            _mib(each.draft_head) if each.draft_head else "shared",
+            f"{_mib(each.kv)} ({each.kv_dtype}, {each.num_kv_tokens:,} tokens)",
+            _mib(each.total),
+        )
+    return table
+
+
+def _exits(exits: InspectedExits, exit_norm: bool) -> Table:
+    report = exits.report
+    table = _table(
+        "exit", "ppl, norm", "ppl, no norm", "bits/byte", "agreement", "by chance", "acceptance"
+    )
+    table.title = f"{report.num_tokens:,} tokens of {report.num_documents} documents"
+    for score in report.exits:
+        perplexities = [score.perplexity, exits.other_norm[score.exit_layer]]
+        if not exit_norm:
+            perplexities.reverse()
+        is_full = score is report.exits[-1]
+        acceptance = score.draft_acceptance_rate
+        table.add_row(
+            str(score.exit_layer),
+            f"{perplexities[0]:.4g}",
+            # Full depth always has the norm.
+            "" if is_full else f"{perplexities[1]:.4g}",
+            f"{score.bits_per_byte:.3f}",
+            f"{score.agreement:.1%}",
+            f"{score.chance_agreement:.1%}",
+            "" if acceptance is None else f"{acceptance:.1%}",
+        )
+    return table
+
+
+def _grouped(
+    tensors: tuple[TensorReport, ...], key: Callable[[TensorReport], str]
+) -> dict[str, tuple[TensorReport, ...]]:
+    groups: dict[str, tuple[TensorReport, ...]] = {}
+    for tensor in tensors:
+        groups[key(tensor)] = (*groups.get(key(tensor), ()), tensor)
+    return groups
+
+
+def _table(first: str, *others: str, show_header: bool = True) -> Table:
+    table = Table(box=None, show_header=show_header, pad_edge=False, title_justify="left")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right" if show_header else "left", overflow="fold")
+    return table
+
+
+def _sizes(tensors: tuple[TensorReport, ...]) -> tuple[str, str, str]:
+    return (
+        f"{sum(each.num_bytes for each in tensors):,}",
+        f"{sum(each.packed_bytes for each in tensors):,}",
+        f"{sum(each.unpacked_bytes for each in tensors):,}",
+    )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
