@@ -51,7 +51,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint directory onto a backend.
 
-    `exit_norm`, if given, takes the place of what config.json says of it. Raises `CheckpointError`, `TokenizerError` or `ConfigError`, naming what is wrong.
+    `exit_norm`, if given, takes the place of what config.json says of it. Raises
+    `CheckpointError`, `TokenizerError` or `ConfigError`, naming what is wrong.
     """
     checkpoint = load_checkpoint(path)
     if exit_norm is not None:

@@ -24,7 +24,7 @@ class ServingMemory:
 
     backend: str
     weights: int
-    """Linears and norms; on the reference backend the embedding, too (elsewhere it stays mapped)."""
+    """Linears and norms, on the reference backend the embedding too; elsewhere it stays mapped."""
     head_dtype: str
     head: int
     draft_head: int

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 def print_report(console: Console, report: ModelReport, *, show_tensors: bool) -> None:
     """Everything, the warnings last, where they are seen."""
     console.print(_facts(report))
+    if (renamed := _renamed(report)) is not None:
+        console.print(renamed)
     console.print(_groups(report))
     linears = report.weights.linears
     if show_tensors:
         console.print(_ternary("ternary tensors", linears, lambda tensor: tensor.name))
     else:
-        console.print(_ternary("ternary weights by kind", linears, lambda each: each.kind))
+        console.print(_ternary("ternary weights by kind", linears, lambda each: _short(each.kind)))
         console.print(_ternary("and by layer", linears, lambda each: f"layer {each.layer}"))
     console.print(_memory(report))
     if report.exits is not None:
@@ -68,25 +70,31 @@ def _facts(report: ModelReport) -> Table:
 
 
 def _groups(report: ModelReport) -> Table:
-    table = _table("tensors", "in the files", "number", "shape", "dtype", "bytes", "packed", "fp32")
-    groups = _grouped(report.weights.tensors, lambda tensor: tensor.kind)
-    for kind, members in groups.items():
-        first = members[0]
-        stored = first.stored_name
-        if first.layer is not None:
-            stored = stored.replace(f"layers.{first.layer}.", "layers.*.")
+    table = _table("tensors", "number", "shape", "dtype", "MB", "packed MB", "fp32 MB")
+    for kind, members in _grouped(report.weights.tensors, lambda tensor: tensor.kind).items():
         table.add_row(
-            kind,
-            "same" if stored == kind else escape(stored),
+            _short(kind),
             str(len(members)),
-            "×".join(map(str, first.shape)),
+            "×".join(map(str, members[0].shape)),
             _list(dict.fromkeys(each.dtype for each in members)),
             *_sizes(members),
         )
     table.add_section()
     everything = report.weights.tensors
-    table.add_row("all", "", str(len(everything)), "", "", *_sizes(everything))
+    table.add_row("all", str(len(everything)), "", "", *_sizes(everything))
     return table
+
+
+def _renamed(report: ModelReport) -> Table | None:
+    """The spellings of the files that are not our own; None if there are none."""
+    table = _table("name in the files", "read as")
+    for tensor in report.weights.tensors:
+        stored = tensor.stored_name
+        if tensor.layer is not None:
+            stored = stored.replace(f"layers.{tensor.layer}.", "layers.*.")
+        if stored != tensor.kind and tensor.layer in (None, 0):
+            table.add_row(escape(stored), tensor.kind)
+    return table if table.row_count else None
 
 
 def _ternary(
@@ -110,14 +118,17 @@ def _ternary(
 
 
 def _memory(report: ModelReport) -> Table:
-    table = _table("memory to serve", "weights", "head", "draft head", "K/V up to", "in all")
+    tokens = report.memory[0].num_kv_tokens
+    table = _table(
+        "MiB to serve", "weights", "head", "draft head", f"K/V, {tokens:,} tokens", "in all"
+    )
     for each in report.memory:
         table.add_row(
             each.backend,
             _mib(each.weights),
             f"{_mib(each.head)} ({each.head_dtype})",
             _mib(each.draft_head) if each.draft_head else "shared",
-            f"{_mib(each.kv)} ({each.kv_dtype}, {each.num_kv_tokens:,} tokens)",
+            f"{_mib(each.kv)} ({each.kv_dtype})",
             _mib(each.total),
         )
     return table
@@ -167,14 +178,18 @@ def _table(first: str, *others: str, show_header: bool = True) -> Table:
 
 def _sizes(tensors: tuple[TensorReport, ...]) -> tuple[str, str, str]:
     return (
-        f"{sum(each.num_bytes for each in tensors):,}",
-        f"{sum(each.packed_bytes for each in tensors):,}",
-        f"{sum(each.unpacked_bytes for each in tensors):,}",
+        f"{sum(each.num_bytes for each in tensors) / 1e6:,.2f}",
+        f"{sum(each.packed_bytes for each in tensors) / 1e6:,.2f}",
+        f"{sum(each.unpacked_bytes for each in tensors) / 1e6:,.2f}",
     )
 
 
+def _short(kind: str) -> str:
+    return kind.removeprefix("layers.*.").removesuffix(".weight")
+
+
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"
+    return f"{num_bytes / 2**20:,.1f}"
 
 
 def _list(values: Iterable[object]) -> str:
