@@ -1,11 +1,14 @@
-"""What serving is said to take is what the reference backend's tensors do take."""
+"""What serving is said to take is what the backends do take."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
-from engine.backends.memory import serving_memory
+from engine.backends.memory import kv_bytes, serving_memory
 from engine.backends.reference import ReferenceBackend
+from engine.backends.registry import has_native_kernels
 from engine.config import EngineConfig
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 
@@ -21,3 +24,22 @@ def test_the_reference_backend_takes_what_is_foretold(tied: bool) -> None:
     assert memory.kv == backend._keys.nbytes + backend._values.nbytes
     assert memory.head == (0 if tied else backend._head_VD.nbytes)
     assert memory.draft_head == backend._draft_head_VD.nbytes
+
+
+@pytest.mark.skipif(not has_native_kernels(), reason="the kernels are not compiled here")
+@pytest.mark.parametrize("kv_dtype", ["fp16", "int8"])
+def test_the_cpu_backend_caches_what_is_foretold(kv_dtype: Literal["fp16", "int8"]) -> None:
+    from engine.backends.cpu.backend import CpuBackend
+
+    model = tiny_config(head_dim=16)
+    engine = EngineConfig().resolve(model)
+    backend = CpuBackend(MemoryCheckpoint(model), draft_vocab_size=8, kv_dtype=kv_dtype, threads=1)
+    backend.allocate(1, engine.block_size, 1)
+    block = sum(
+        len(part) for layer in range(model.num_layers) for part in backend._model.kv_bytes(layer, 0)
+    )
+    assert kv_bytes(model, kv_dtype, engine.block_size) == block
+    if kv_dtype == "fp16":
+        memory = serving_memory("cpu", model, engine, len(backend.draft_ids))
+        assert (memory.head_dtype, memory.kv_dtype) == (backend.head_dtype, kv_dtype)
+        assert memory.kv == block * engine.num_blocks

@@ -185,7 +185,7 @@ def test_eval_refuses_what_it_cannot_do(packed: Path, stories: Path, tmp_path: P
     assert "holds no text" in refusal("eval", packed, "--data", missing)
 
 
-@pytest.mark.parametrize("command", ["serve", "pack", "export", "train", "eval"])
+@pytest.mark.parametrize("command", ["serve", "pack", "export", "inspect", "train", "eval"])
 def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -196,5 +196,5 @@ def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert "..." not in result.output.partition("Commands:")[2]
-    for command in ("serve", "pack", "export", "train", "eval"):
+    for command in ("serve", "pack", "export", "inspect", "train", "eval"):
         assert f"\n  {command} " in result.output

@@ -218,7 +218,7 @@ def test_the_demo_model_is_credible(backend: str) -> None:
     assert report["warnings"] == []
     assert report["suggested_exits"] == [3, 6, 9, 12] and report["draft_exit_layer"] == 3
     *early, full = report["exits"]["report"]["exits"]
-    assert 10 < full["perplexity"] < 25
+    assert 10 < full["perplexity"] < 30
     for score in early:
         assert score["chance_agreement"] < 0.1 < 0.6 < score["agreement"]
         assert report["exits"]["other_norm"][str(score["exit_layer"])] > score["perplexity"]
