@@ -11,34 +11,40 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from engine.checkpoint.inspection import TensorReport
+    from engine.evaluation.draft_exit import DraftExit
     from engine.evaluation.inspection import InspectedExits, ModelReport
 
 
 def print_report(console: Console, report: ModelReport, *, show_tensors: bool) -> None:
     """Everything, the warnings last, where they are seen."""
-    console.print(_facts(report))
-    if (renamed := _renamed(report)) is not None:
-        console.print(renamed)
-    console.print(_groups(report))
     linears = report.weights.linears
+    tables = [_facts(report), _renamed(report), _groups(report)]
     if show_tensors:
-        console.print(_ternary("ternary tensors", linears, lambda tensor: tensor.name))
+        tables.append(_ternary("ternary tensors", linears, lambda tensor: tensor.name))
     else:
-        console.print(_ternary("ternary weights by kind", linears, lambda each: _short(each.kind)))
-        console.print(_ternary("and by layer", linears, lambda each: f"layer {each.layer}"))
-    console.print(_memory(report))
+        tables.append(_ternary("ternary weights by kind", linears, lambda each: _short(each.kind)))
+        tables.append(_ternary("and by layer", linears, lambda each: f"layer {each.layer}"))
+    tables.append(_memory(report))
     if report.exits is not None:
-        console.print(_exits(report.exits, report.config.exit_norm))
-        best = report.exits.best
-        if best is not None:
-            console.print(
-                f"best draft exit: {best.exit_layer}, with {best.num_speculations} drafts per "
-                f"round {best.speedup:.2f} times as fast as without, as predicted"
-            )
+        tables.append(_exits(report.exits, report.config.exit_norm))
+    for table in tables:
+        if table is not None:
+            console.print(table, "")
+    if report.exits is not None and (best := report.exits.best) is not None:
+        console.print(_draft_advice(best))
     for warning in report.warnings:
         console.print(f"warning: {escape(warning)}", style="yellow", soft_wrap=True)
     if not report.warnings:
         console.print("nothing suspicious was found", style="green")
+
+
+def _draft_advice(best: DraftExit) -> str:
+    drafts = f"{best.num_speculations} draft{'s'[: best.num_speculations != 1]} per round"
+    advice = (
+        f"best draft exit: {best.exit_layer}, with {drafts} {best.speedup:.2f} times as fast as "
+        "without, as predicted"
+    )
+    return advice if best.speedup > 1 else f"{advice}: drafting is not expected to pay"
 
 
 def _facts(report: ModelReport) -> Table:

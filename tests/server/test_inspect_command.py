@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,28 @@ def test_names_that_are_mapped_and_ignored(tmp_path: Path) -> None:
     shown = run(path).stdout
     assert extra in shown.replace("\n", "")
     assert "_orig_mod.model.layers.*.feed_forward.up_proj.weight" in shown
+
+
+def test_memory_is_bounded_by_pieces_not_by_tensors(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "model", tiny_config(vocab_size=200_000))
+    report_of(path)  # What is imported on the way does not count.
+    tracemalloc.start()
+    try:
+        report = report_of(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    largest = max(each["num_bytes"] for each in report["tensors"])
+    assert largest == 200_000 * 48 * 4 and peak < largest / 2
+
+
+def test_every_tensor_is_shown_on_request(tmp_path: Path) -> None:
+    path = write_changed(tmp_path / "model", lambda _, values: values)
+    name = "layers.2.self_attn.k_proj.weight"
+    assert name in run(path, "--tensors").stdout and name not in run(path).stdout
+    minus, zero, plus = (share / 768 for share in counted(random_tensors(config())[name]).values())
+    (line,) = (line for line in run(path, "--tensors").stdout.splitlines() if name in line)
+    assert line.split()[1:4] == [f"{share:.1%}" for share in (minus, zero, plus)]
 
 
 def test_a_tied_head(tmp_path: Path) -> None:
