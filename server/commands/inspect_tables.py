@@ -92,13 +92,18 @@ def _groups(report: ModelReport) -> Table:
 
 
 def _renamed(report: ModelReport) -> Table | None:
-    """The spellings of the files that are not our own; None if there are none."""
-    table = _table("name in the files", "read as")
+    """Spellings that are neither Hugging Face's nor our own; None if there are none."""
+    from engine.checkpoint.names import published_name
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name in the files", overflow="fold")
+    table.add_column("read as", overflow="fold")
     for tensor in report.weights.tensors:
         stored = tensor.stored_name
         if tensor.layer is not None:
             stored = stored.replace(f"layers.{tensor.layer}.", "layers.*.")
-        if stored != tensor.kind and tensor.layer in (None, 0):
+        usual = (tensor.kind, published_name(tensor.kind))
+        if stored not in usual and tensor.layer in (None, 0):
             table.add_row(escape(stored), tensor.kind)
     return table if table.row_count else None
 
