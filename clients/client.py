@@ -61,7 +61,10 @@ class _Connection:
     ) -> _Connection:
         trimmed = base_url.rstrip("/").removesuffix("/v1")
         if not trimmed.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://, not be {base_url!r}")
+            raise ValueError(
+                "the server's address (base_url) must begin with http:// or https://, "
+                f"not be {base_url!r}"
+            )
         own = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         return _Connection(
             trimmed,
