@@ -40,12 +40,20 @@ T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
+def _checked_key(key: str) -> str:
+    """The key without the line's end that often comes with it; the error does not show it."""
+    stripped = key.strip()
+    if not stripped or not stripped.isprintable():
+        raise ValueError("the API key is empty or holds characters that no header may have")
+    return stripped
+
+
 @dataclass(frozen=True, slots=True)
 class _Connection:
     """Where requests go, and how: the arguments that both clients take."""
 
     base_url: str
-    headers: dict[str, str]
+    headers: httpx.Headers
     connect_timeout_s: float
     timeout_s: float | None
     retry: RetryPolicy
@@ -61,11 +69,14 @@ class _Connection:
     ) -> _Connection:
         trimmed = base_url.rstrip("/").removesuffix("/v1")
         if not trimmed.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://, not be {base_url!r}")
-        own = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+            raise ValueError(
+                "the server's address (base_url) must begin with http:// or https://, "
+                f"not be {base_url!r}"
+            )
+        own = {} if api_key is None else {"authorization": f"Bearer {_checked_key(api_key)}"}
         return _Connection(
             trimmed,
-            {**own, **(headers or {})},
+            httpx.Headers({**own, **(headers or {})}, encoding="utf-8"),
             connect_timeout_s,
             timeout_s,
             retry or RetryPolicy(),

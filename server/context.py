@@ -12,8 +12,8 @@ from starlette.requests import Request
 from engine.errors import BitSkipError
 from server.admission import WaitingLine
 from server.chat_template import ChatTemplate
-from server.engine_api import Engine
-from server.errors import EngineLoadingError, ModelNotFoundError, rejection_reason
+from server.engine_api import LOADING, Engine
+from server.errors import ModelNotFoundError, rejection_reason, unavailable
 from server.metrics import MetricsExporter
 from server.settings import ServerSettings
 from server.version import package_version
@@ -55,7 +55,7 @@ def get_context(request: Request) -> ServerContext:
     """
     context = request.app.state.context
     if context is None:
-        raise EngineLoadingError("The model is still being loaded")
+        raise unavailable(LOADING)
     return context
 
 

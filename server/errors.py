@@ -183,9 +183,13 @@ def output_error(output: ChoiceOutput) -> Exception:
 
 
 def unavailable(status: str) -> EngineUnavailableError:
-    """Why an engine in this status (not `ready`) answers nothing."""
-    errors = {LOADING: EngineLoadingError, DRAINING: EngineDrainingError, DEAD: EngineDeadError}
-    return errors.get(status, EngineUnavailableError)(f"The engine is {status}")
+    """Why an engine in this status (not `ready`) answers nothing; in the engine's own words."""
+    kind, message = {
+        LOADING: (EngineLoadingError, "The model is still being loaded"),
+        DRAINING: (EngineDrainingError, "the server is shutting down"),
+        DEAD: (EngineDeadError, "the engine has stopped after an internal error"),
+    }.get(status, (EngineUnavailableError, f"The engine is {status}"))
+    return kind(message)
 
 
 REJECTION_REASONS = (

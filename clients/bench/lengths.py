@@ -20,6 +20,11 @@ class Lengths:
     second: float = 0.0
     """The highest, of a uniform one; sigma of the logarithm, of a lognormal one."""
 
+    @property
+    def least(self) -> int:
+        """The shortest length that there can be."""
+        return 1 if self.kind == "lognormal" else int(self.first)
+
     def draw(self, random: Random) -> int:
         """One length."""
         match self.kind:

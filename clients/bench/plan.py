@@ -71,6 +71,15 @@ class Workload:
                 seed=self.seed * 1_000_003 + index,
             )
 
+    def __post_init__(self) -> None:
+        """Refuse made-up lengths that never fit; a drawn one that is too long is cut."""
+        least = self.input_lengths.least + self.output_lengths.least
+        if isinstance(self.prompts, MadeUpText) and least > self.max_model_len:
+            raise ValueError(
+                f"input length {self.input_lengths} and output length {self.output_lengths} do not "
+                f"fit together into the model's context of {self.max_model_len} tokens"
+            )
+
     def _content(
         self, index: int, inputs: Random, outputs: Random
     ) -> tuple[str | tuple[int, ...], int, Setting | None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -11,8 +14,13 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import ScalarFormatter
 
 from clients.bench.records import Report, RequestRecord, Run
+
+LEGEND_COLUMNS = 4
+LINEAR_BELOW_MS = 1.0
+"""Latencies go over orders of magnitude: the axis is logarithmic, but may begin at 0."""
 
 Values = Callable[[RequestRecord], Sequence[float]]
 
@@ -49,11 +57,21 @@ def _label(run: Run) -> str:
     return f"{run.load}; {run.setting}"
 
 
+def line_styles() -> Iterator[dict[str, Any]]:
+    """What tells the runs' curves apart: ten colours, then the same in another line style."""
+    for dashes in itertools.cycle(("-", "--", ":", "-.")):
+        for colour in range(10):
+            yield {"color": f"C{colour}", "linestyle": dashes}
+
+
 def _plot_latencies(report: Report, path: Path) -> None:
     """Each run's cumulative distributions."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 5), sharey=True)
+    num_rows = math.ceil(len(report.runs) / LEGEND_COLUMNS)
+    figure, axes = plt.subplots(
+        1, len(PANELS), figsize=(15, 5 + 0.25 * num_rows), sharey=True, layout="constrained"
+    )
     for axis, (title, values_of) in zip(axes, PANELS, strict=True):
-        for run in report.runs:
+        for run, style in zip(report.runs, line_styles(), strict=False):
             values_ms = np.sort(
                 [
                     value_s * 1000.0
@@ -64,14 +82,19 @@ def _plot_latencies(report: Report, path: Path) -> None:
             )
             if len(values_ms):
                 share = np.arange(1, len(values_ms) + 1) / len(values_ms)
-                axis.step(values_ms, share, where="post", label=_label(run))
+                axis.step(values_ms, share, where="post", label=_label(run), **style)
+        axis.set_xscale("symlog", linthresh=LINEAR_BELOW_MS)
+        axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.set_xlabel(title)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of requests or tokens")
     axes[0].set_ylim(0, 1.01)
-    axes[-1].legend(fontsize="small", loc="lower right")
+    # Below the panels, where it hides no curve.
+    labelled = max((axis.get_legend_handles_labels() for axis in axes), key=lambda two: len(two[0]))
+    if labelled[0]:
+        figure.legend(*labelled, fontsize="small", loc="outside lower center", ncols=LEGEND_COLUMNS)
     figure.suptitle(f"{report.model}, {report.started_at}")
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -69,13 +69,23 @@ def speculative_option(
 
 def explain(error: Exception) -> str:
     """What went wrong, and what to do about it where that is known."""
-    from clients.errors import AuthenticationError, ServerConnectionError, StreamInterruptedError
+    from clients.errors import (
+        AuthenticationError,
+        NotFoundError,
+        ServerConnectionError,
+        StreamInterruptedError,
+    )
 
     if isinstance(error, AuthenticationError):
         return f"{error}; give a key with --api-key or BITSKIP_API_KEY"
     if isinstance(error, ServerConnectionError) and not isinstance(error, StreamInterruptedError):
         return (
             f"{error}; is the server running there? `bitskip serve` starts one, "
+            "--url or BITSKIP_URL names another"
+        )
+    if isinstance(error, NotFoundError) and error.code is None:
+        return (
+            f"{error} (404): no BitSkip server answers under this address; "
             "--url or BITSKIP_URL names another"
         )
     return str(error) or type(error).__name__

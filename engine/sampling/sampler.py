@@ -167,7 +167,8 @@ def _adjusted(
     if state.penalises_repetition:
         slots, _ = _locate(state.seen(drafts), ids, len(scores))
         values, penalty = scores[slots], params.repetition_penalty
-        scores[slots] = np.where(values > 0.0, values / penalty, values * penalty)
+        with np.errstate(over="ignore"):  # a tiny penalty: infinity is what it should come to
+            scores[slots] = np.where(values > 0.0, values / penalty, values * penalty)
     if state.penalises_counts:
         token_ids, counts = state.occurrences(drafts)
         slots, found = _locate(token_ids, ids, len(scores))

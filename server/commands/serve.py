@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -62,6 +63,8 @@ def _configure_logging(level: str) -> None:
         handler, line = logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=level.upper(), format=line, handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").addFilter(_is_worth_a_line)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+    logging.getLogger("asyncio").addFilter(_is_no_lost_write)
     if level == "info":
         # Its comings and goings repeat what we say ourselves.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -73,6 +76,18 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
         return True
     _, _, path, _, status = record.args
     return path not in PROBES or status != 200
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Leave out the traceback of each answer that a forced end cut off; one line counts them."""
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        return False
+    return not str(record.msg).startswith("Cancel %s running") or record.args != (0,)
+
+
+def _is_no_lost_write(record: logging.LogRecord) -> bool:
+    """Leave out asyncio's line for each write to a client that has just left."""
+    return record.msg != "socket.send() raised exception."
 
 
 def _run(settings: ServerSettings, bound: socket.socket) -> tuple[int, bool]:

@@ -7,6 +7,7 @@ as `InvalidRequestError` with the dotted name of the field; indices are left out
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -18,6 +19,19 @@ from server.protocol.refused import NO_EFFECT_FIELDS, Refused, check_refused
 M = TypeVar("M", bound="RequestModel")
 
 __all__ = ["RequestModel", "invalid_field", "is_integer", "parse_request", "unknown_fields"]
+
+
+_PLAIN: Mapping[str, str] = MappingProxyType(
+    {
+        "missing": "is required",
+        "model_type": "must be an object",
+        "dict_type": "must be an object",
+        "list_type": "must be a list",
+        "too_short": "must not be empty",
+        "string_unicode": "holds a lone surrogate: it is not valid Unicode",
+    }
+)
+"""Pydantic's kinds of errors whose own words speak of Python rather than of JSON."""
 
 
 def is_integer(value: object) -> bool:
@@ -54,10 +68,8 @@ def validate(model: type[M], raw: Mapping[str, Any], prefix: str = "") -> M:
         parts += [str(part) for part in first["loc"]]
         names = [prefix] if prefix else []
         names += [part for part in first["loc"] if isinstance(part, str)]
-        if first["type"] == "missing":
-            message = f"{'.'.join(parts)} is required"
-        else:
-            message = f"{'.'.join(parts) or 'The body'}: {first['msg']}"
+        name, kind = ".".join(parts) or "The body", first["type"]
+        message = f"{name} {_PLAIN[kind]}" if kind in _PLAIN else f"{name}: {first['msg']}"
         raise InvalidRequestError(message, param=".".join(names) or None) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import threading
@@ -304,3 +305,10 @@ def test_options_that_are_none(demo: ServedProcess, arguments: tuple[str, ...], 
     done = bench("--url", demo.url, *arguments)
     assert done.exit_code in (1, 2) and part in done.stderr
     assert not done.stdout
+
+
+def test_no_two_of_forty_runs_are_drawn_alike() -> None:
+    from clients.bench.plots import line_styles
+
+    styles = list(itertools.islice(line_styles(), 40))
+    assert len({tuple(style.items()) for style in styles}) == 40

@@ -55,6 +55,17 @@ def test_a_schedule_follows_from_its_seed() -> None:
     assert [request.at_s for request in first] != [request.at_s for request in other]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [("100", "1"), ("60", "41"), ("uniform:90:95", "20")]
+)
+def test_lengths_that_never_fit_are_refused(inputs: str, outputs: str) -> None:
+    lengths = {"input_lengths": parse_lengths(inputs), "output_lengths": parse_lengths(outputs)}
+    with pytest.raises(ValueError, match="context of 100"):
+        workload(**lengths)
+    assert workload(**lengths, prompts=())
+    assert workload(**lengths, max_model_len=120)
+
+
 def test_every_load_sends_the_same_requests() -> None:
     expected = content(schedule(Load(rate=5)))
     for load in (Load(rate=50), Load(rate=math.inf), Load(concurrency=3)):

@@ -142,6 +142,19 @@ def test_base_urls_that_are_none(connect: Connect, url: str) -> None:
         connect(url)
 
 
+@pytest.mark.parametrize("given", ["schlüssel", "schlüssel\n"])
+def test_keys_need_not_be_ascii(connect: Connect, given: str) -> None:
+    with live_server(api_key=("schlüssel",)) as guarded:
+        assert connect(guarded.url, api_key=given).call("models")
+
+
+@pytest.mark.parametrize("key", ["", " \n", "sec\nret", "sec\0ret"])
+def test_keys_that_no_header_can_hold(connect: Connect, key: str) -> None:
+    with pytest.raises(ValueError, match="API key") as caught:
+        connect("http://127.0.0.1:9", api_key=key)
+    assert "sec" not in str(caught.value)
+
+
 def test_what_the_server_says_of_itself(connect: Connect, server: LiveServer) -> None:
     driver = connect(server.url)
     first, second = driver.call("models")

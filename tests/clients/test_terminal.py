@@ -127,12 +127,15 @@ def test_no_server() -> None:
 
 
 def test_errors_are_one_line() -> None:
-    with scripted_server(refusal(401), refusal(400)) as scripted:
+    with scripted_server(refusal(401), refusal(400), refusal(404)) as scripted:
         unknown = run("complete", "x", "--url", scripted.url, BITSKIP_API_KEY="k")
         assert unknown.exit_code == 1 and "--api-key" in unknown.stderr
         assert scripted.received[0].headers["authorization"] == "Bearer k"
         bad = run("complete", "x", "--url", scripted.url)
         assert bad.exit_code == 1 and bad.stderr.strip() == "error: status 400"
+        elsewhere = run("complete", "x", "--url", scripted.url)
+        assert elsewhere.exit_code == 1 and "status 404 (404)" in elsewhere.stderr
+        assert "--url" in elsewhere.stderr
 
 
 def test_options_that_contradict() -> None:

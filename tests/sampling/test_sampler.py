@@ -265,6 +265,11 @@ def test_repetition_penalty_lowers_negative_logits_too() -> None:
     assert sample(floats(-1.0, -1.5, -3.0), state, 1) == 1
 
 
+def test_a_tiny_repetition_penalty_is_no_warning_and_leaves_the_raw_best() -> None:
+    params = SamplingParams(temperature=1.0, top_p=0.9, min_p=0.1, repetition_penalty=5e-324)
+    assert sample(floats(4.0, 1.0, 2.0), make_state(params, prompt=[1]), 1) == 0
+
+
 def test_the_bias_is_not_diluted_by_the_repetition_penalty() -> None:
     params = SamplingParams(temperature=0.0, repetition_penalty=10.0, logit_bias={0: 5.0})
     assert sample(floats(0.0, 4.0), make_state(params, prompt=[0]), 1) == 0

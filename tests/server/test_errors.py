@@ -185,7 +185,9 @@ def test_a_crash_answers_everybody(as_stream: bool) -> None:
             assert error["code"] == "engine_dead"
         assert_error(client.post("/v1/completions", json={"prompt": "hi"}), 503)
         health = client.get("/health")
-        assert assert_error(health, 503)["code"] == "engine_dead"
+        error = assert_error(health, 503)
+        assert error["code"] == "engine_dead"
+        assert error["message"] == "the engine has stopped after an internal error"
         assert "retry-after" not in health.headers
 
 

@@ -272,6 +272,27 @@ def test_bad_values_are_a_400_that_names_the_field(
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("chat/completions", {"messages": []}, "messages must not be empty"),
+        ("chat/completions", {"messages": [1]}, "messages.0 must be an object"),
+        ("chat/completions", {"messages": "x"}, "messages must be a list"),
+        ("chat/completions", {"chat_template_kwargs": 3}, "chat_template_kwargs must be an object"),
+        ("completions", {"stop": 3}, "stop must be a list"),
+        ("completions", {"request_id": "\udc00"}, "request_id holds a lone surrogate"),
+        ("completions", {"stream_options": []}, "stream_options must be an object"),
+    ],
+)
+def test_errors_speak_of_json_not_of_python(
+    client: httpx.Client, path: str, body: dict[str, Any], message: str
+) -> None:
+    required = CHAT_FIELDS if "chat" in path else {"prompt": "hi"}
+    response = client.post(f"/v1/{path}", content=json.dumps({**required, **body}))
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
     ("model", "name"), [(model, name) for model in MODELS for name in sorted(model.refused)]
 )
 def test_known_fields_that_are_not_honoured_are_refused_by_name(

@@ -264,6 +264,35 @@ def test_sigterm_while_the_model_is_loaded(unpacked: Path, tmp_path: Path, kind:
     assert not path.exists()
 
 
+def test_told_twice_under_load_it_leaves_without_tracebacks(
+    packed_model: Path, tmp_path: Path
+) -> None:
+    with serving(packed_model, tmp_path / "serve.log") as served:
+        with served.http.stream("POST", "/v1/completions", json={**ENDLESS, "n": 64}) as response:
+            chunks = response.iter_bytes()
+            next(chunks)
+            served.terminate()
+            wait_until(lambda: "shutting down" in served.log)
+            served.terminate()
+            assert served.process.wait(20) == 1
+        assert "told twice to shut down" in served.log
+        assert "Traceback" not in served.log and "Cancel 0" not in served.log, served.log
+
+
+def test_clients_that_vanish_fill_no_log(packed_model: Path, tmp_path: Path) -> None:
+    with serving(packed_model, tmp_path / "serve.log") as served:
+        for _ in range(3):
+            with served.http.stream(
+                "POST", "/v1/completions", json={**ENDLESS, "n": 64}
+            ) as response:
+                chunks = response.iter_bytes()
+                next(chunks)
+        wait_until(lambda: not served.metric("bitskip_num_requests_running"))
+        served.terminate()
+        assert served.process.wait(20) == 0
+        assert "WARNING" not in served.log, served.log
+
+
 def test_a_taken_port_says_what_to_do(unpacked: Path, packed_model: Path, tmp_path: Path) -> None:
     with serving(packed_model, tmp_path / "log") as served:
         port = served.url.rpartition(":")[2]
