@@ -253,8 +253,7 @@ def test_a_conversation_on_a_terminal() -> None:
         place = program.wait_for("> ", place)
         program.type("dropped")
         place = program.wait_for("dropped", place)
-        program.type("\x03")
-        place = program.wait_for("> ", place)
+        place = program.interrupt("> ", place)
         program.type("four\n")
         wait_until(lambda: len(scripted.received) == 5)
         program.type("\x03")  # While the answer is waited for.

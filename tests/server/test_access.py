@@ -20,7 +20,7 @@ from support.live_server import LiveServer, live_server
 from support.sse import joined_text, parse_events
 
 KEYS = ("correct-horse", "battery-staple", "clé-en-UTF-8")
-OPEN = {"/", "/health", "/ping", "/metrics"}
+OPEN = {"/", "/static/{name}", "/health", "/ping", "/metrics"}
 PAGE = "https://page.example"
 BODY = {"prompt": "hi", "max_tokens": 100}
 

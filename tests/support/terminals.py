@@ -45,6 +45,19 @@ class Terminal:
             assert self._read(deadline), f"{text!r} did not come:\n{self.screen}"
         return found + len(text)
 
+    def interrupt(self, text: str, after: int) -> int:
+        """Press Ctrl-C until `text` was written behind `after`; returns where it ends.
+
+        A program that is just about to read may not notice the first.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := self.screen.find(text, after)) < 0:
+            self.type("\x03")
+            while select.select([self._ours], [], [], 2.0)[0] and text not in self.screen[after:]:
+                assert self._read(deadline), f"{text!r} did not come:\n{self.screen}"
+            assert time.monotonic() < deadline, self.screen
+        return found + len(text)
+
     def finish(self) -> int:
         """Read to the end; returns the exit code."""
         deadline = time.monotonic() + PATIENCE_S
