@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import suppress
-from types import TracebackType
 from typing import Generic
 
 import httpx
@@ -93,12 +92,7 @@ class Stream(Iterator[C], Generic[C]):
     def __enter__(self) -> Stream[C]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -170,10 +164,5 @@ class AsyncStream(AsyncIterator[C], Generic[C]):
     async def __aenter__(self) -> AsyncStream[C]:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -153,14 +153,9 @@ class _Seen:
         """The time that they take, in formula units."""
         return (self.first + self.others) * math.exp(self.times.value)
 
-    @property
-    def experience(self) -> int:
-        """How many they are, as far as that matters."""
-        return min(self.count, WINDOW)
-
     def weight(self, now: int) -> float:
         """How much they have to say: little when they are few, or long ago."""
-        count = self.experience
+        count = min(self.count, WINDOW)
         return count * count / (count + 2) * 0.5 ** ((now - self.last_seen) / HALF_LIFE)
 
 
@@ -202,12 +197,7 @@ class CostModel:
         value = math.log(duration_s / (first + others))
         kind = _Kind.of(shape)
         seen = self._seen.setdefault(kind, _Seen())
-        # Passes that are hardly known yet do not teach one that is.
-        rivals = [
-            past - known.times.value
-            for known, past in self._recent
-            if known is not seen and known.experience >= seen.experience
-        ]
+        rivals = [past - known.times.value for known, past in self._recent if known is not seen]
         if len(rivals) >= MIN_RIVALS or (rivals and seen.count < MIN_RIVALS):
             seen.times.add(value - lower_median(rivals))
         elif not seen.count:

@@ -22,3 +22,13 @@ def clean_errors() -> Iterator[None]:
             f"error: {message}", style="bold red", markup=False
         )
         raise typer.Exit(1) from None
+
+
+def parse_exits(text: str) -> list[int]:
+    """The layers of a list like 3,6,9, as given to --exits."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list like 3,6,9", param_hint="--exits"
+        ) from None

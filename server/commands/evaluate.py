@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from engine.config import EngineConfig
-from server.commands import clean_errors
+from server.commands import clean_errors, parse_exits
 
 
 def evaluate(
@@ -51,12 +51,7 @@ def evaluate(
     from engine.evaluation.draft_exit import save_draft_exit as save
     from engine.evaluation.report import evaluate as run
 
-    try:
-        chosen = [int(part) for part in exits.split(",") if part.strip()]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{exits!r} is not a list like 3,6,9", param_hint="--exits"
-        ) from None
+    chosen = parse_exits(exits)
     with clean_errors():
         documents = read_documents(data)[:max_documents]
         path, config = model or demo_model_path(), EngineConfig()

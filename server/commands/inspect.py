@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from server.commands import clean_errors
+from server.commands import clean_errors, parse_exits
 from server.commands.inspect_tables import print_report
 
 
@@ -47,12 +47,7 @@ def inspect(
     from engine.documents import read_documents
     from engine.evaluation.inspection import inspect_model, with_exits
 
-    try:
-        chosen = [int(part) for part in exits.split(",") if part.strip()]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{exits!r} is not a list like 3,6,9", param_hint="--exits"
-        ) from None
+    chosen = parse_exits(exits)
     with clean_errors():
         documents = None if data is None else read_documents(data)[:max_documents]
         with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -213,14 +214,14 @@ class GenerationRequest(RequestModel):
         return self
 
     @property
+    @abstractmethod
     def max_new_tokens(self) -> int | None:
         """The most tokens that each choice may get; None: up to the context's end."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Alternatives to report with each generated token; None: no logprobs."""
-        raise NotImplementedError
 
     @property
     def num_scored(self) -> int | None:

@@ -20,7 +20,7 @@ import trustme
 from support.fake_hub import fake_hub
 from support.live_server import wait_until
 from support.served_process import (
-    CONTEXT,
+    ENDLESS,
     ROOT,
     ServedProcess,
     environment,
@@ -28,14 +28,6 @@ from support.served_process import (
     serving,
     write_model,
 )
-
-ENDLESS: dict[str, Any] = {
-    "prompt": "Once",
-    "max_tokens": CONTEXT - 8,
-    "ignore_eos": True,
-    "speculative": False,
-    "stream": True,
-}
 
 
 @pytest.fixture(scope="module")

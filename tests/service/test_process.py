@@ -6,23 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from support.live_server import wait_until
-from support.served_process import CONTEXT, ROOT, ServedProcess, environment, serving
+from support.served_process import ENDLESS, ROOT, ServedProcess, environment, serving
 from support.sse import parse_events
-
-ENDLESS: dict[str, Any] = {
-    "prompt": "Once",
-    "max_tokens": CONTEXT - 8,
-    "ignore_eos": True,
-    "speculative": False,
-    "stream": True,
-}
-"""Takes long enough on any machine to be left in the middle."""
 
 
 @pytest.fixture

@@ -51,3 +51,14 @@ def test_sequences_differ() -> None:
     simulation.run(ROUNDS)
     failing, standing = simulation.lengths[::2], simulation.lengths[1::2]
     assert sum(standing) > 5 * sum(failing)
+
+
+@pytest.mark.parametrize(("around_s", "drafts"), [(0.0, True), (0.02, False)])
+def test_what_surrounds_draft_passes_counts(around_s: float, drafts: bool) -> None:
+    """A host that is slow between draft passes makes drafts dear, though passes are quick."""
+    simulation = Simulation(FREE_ROWS, [0.85], seed=5, around_drafts_s=around_s)
+    simulation.run(WARM_UP)
+    del simulation.lengths[:]
+    simulation.run(ROUNDS)
+    mean = sum(simulation.lengths) / ROUNDS
+    assert mean > 1.5 if drafts else mean < 0.3

@@ -30,6 +30,14 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 320
 NUM_LAYERS = 6
 CONTEXT = 2048
+ENDLESS: dict[str, Any] = {
+    "prompt": "Once",
+    "max_tokens": CONTEXT - 8,
+    "ignore_eos": True,
+    "speculative": False,
+    "stream": True,
+}
+"""Takes long enough on any machine to be left in the middle."""
 _ADDRESS = re.compile(r"address +((?:https?:|unix:)\S+)")
 _START_S = 60.0
 

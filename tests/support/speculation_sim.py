@@ -84,6 +84,8 @@ class Simulation:
     seed: int = 0
     informative: bool = False
     """Whether heads are surer of drafts that stand."""
+    around_drafts_s: float = 0.0
+    """What the host takes around each draft pass."""
     controller: DraftController = field(
         default_factory=lambda: DraftController(CostModel(CostFormula(8.0, 1.0)))
     )
@@ -131,9 +133,11 @@ class Simulation:
         row_layers = NUM_LAYERS * len(drafts) + (NUM_LAYERS - DRAFT_EXIT) * num_drafts
         passes.append(PassShape(False, NUM_LAYERS, row_layers, len(drafts) + num_drafts))
         times = [self.machine(shape) for shape in passes]
-        self.seconds += sum(times)
+        around_s = self.around_drafts_s * sum(shape.is_draft for shape in passes)
+        self.seconds += sum(times) + around_s
         self.controller.learn(
-            [(shape, time * self.noise()) for shape, time in zip(passes, times, strict=True)], 0.0
+            [(shape, time * self.noise()) for shape, time in zip(passes, times, strict=True)],
+            around_s,
         )
         for index, standing in enumerate(drafts):
             num_accepted = (*standing, False).index(False)

@@ -1,11 +1,8 @@
 // Which instruction sets are compiled in, and which of them this machine has. BITSKIP_* says what
 // kernels.cmake compiles.
 #include "kernels.hpp"
-
-#include <algorithm>
-#include <chrono>
-
 #include "pages.hpp"
+#include "timing.hpp"
 
 #if defined(BITSKIP_AVXVNNI)
 #include <cpuid.h>
@@ -51,18 +48,6 @@ bool has_neon_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
 #endif
 
 #if defined(BITSKIP_AVX2)
-template <class F>
-double least_seconds(F&& work) {
-    double least = 1.0;
-    for (int i = 0; i < 5; i++) {
-        const auto started = std::chrono::steady_clock::now();
-        work();
-        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
-        least = std::min(least, taken.count());
-    }
-    return least;
-}
-
 // Whether products by look-up are faster than by multiplication where AVX2 is all there is: they
 // are if it multiplies at half width on one port, as the first Zen does. One row and four rows
 // decide, decoding and verification.

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <new>
+
+#include "timing.hpp"
 
 namespace bitskip {
 namespace {
@@ -181,21 +182,11 @@ void Model::tune() {
     const Matrix& matrix = layers_.front().gate_up;
     const Part& part = matrix.parts.front();
     const int tiles = std::min(part.tiles(), LOOKUP_TILES);
-    const auto seconds = [](auto&& work) {
-        double best = 1.0;
-        for (int i = 0; i < 4; i++) {
-            const auto started = std::chrono::steady_clock::now();
-            work();
-            const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
-            best = std::min(best, taken.count());
-        }
-        return best;
-    };
-    const double one_row = seconds([&] {
+    const double one_row = least_seconds([&] {
         lookups.by_digits(part.codes, matrix.blocks(), digit_tables_.as<int8_t>(), 0, tiles,
                           acc_.as<int32_t>());
     });
-    const double eight_rows = seconds([&] {
+    const double eight_rows = least_seconds([&] {
         lookups.by_sums(part.codes, matrix.blocks(), interleaved_.as<int16_t>(), LOOKUP_ROWS / 2,
                         LOOKUP_ROWS / 2, 0, tiles, lookup_scratch_[0].as<char>(),
                         acc_.as<int32_t>(), acc_stride_);
