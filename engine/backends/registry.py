@@ -32,6 +32,8 @@ def create_backend(
     The dtypes are those of the head and of the K/V cache; `auto` leaves them to the backend.
     Raises `ConfigError` for what does not exist, or cannot run here.
     """
+    if checkpoint.config.variant != "v1":
+        raise ConfigError(f"no backend can run {checkpoint.config.variant} models yet")
     if name == "auto":
         name = BACKENDS[0]
         if not has_native_kernels():

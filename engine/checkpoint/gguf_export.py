@@ -83,6 +83,7 @@ def export_gguf(
     """
     with load_checkpoint(source) as checkpoint:
         config = _first_layers(checkpoint, num_layers)
+        _refuse_variant(source, config)
         _refuse_widths(source, config)
         if out.exists():
             raise CheckpointError(f"{out}: exists already; nothing is overwritten")
@@ -137,6 +138,20 @@ def _first_layers(checkpoint: Checkpoint, num_layers: int | None) -> ModelConfig
             "llama.cpp always applies: only all of its layers can be exported"
         )
     return replace(config, num_layers=num_layers)
+
+
+def _refuse_variant(path: Path, config: ModelConfig) -> None:
+    reasons = {
+        "llama.cpp multiplies no Hadamard-transformed activations": config.hadamard != "none",
+        "llama.cpp rounds activations to 8 bits, not to 4": config.activation_bits != 8,
+        "its linears are dense: only ternary ones are written": config.is_dense,
+        "its rotary positions are scaled": config.rope_scaling is not None,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise CheckpointError(
+                f"{path}: {config.variant} models cannot be exported to GGUF: {reason}"
+            )
 
 
 def _refuse_widths(path: Path, config: ModelConfig) -> None:

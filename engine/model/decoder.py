@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.model.ops import head_logits, rotary_tables, rotate, silu, single_threaded
+from engine.model.rotary import rotary_angles
 from engine.model.weights import DecoderWeights
 
 
@@ -42,9 +43,7 @@ class Decoder:
         self.weights = weights
         self.device = weights.embedding_VD.device
         self._attention_scale = 1.0 / math.sqrt(config.head_dim)
-        self._cos, self._sin = rotary_tables(
-            config.max_position_embeddings, config.head_dim, config.rope_theta, self.device
-        )
+        self._cos, self._sin = rotary_tables(rotary_angles(config), self.device)
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """N × D residuals at depth 0."""

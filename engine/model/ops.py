@@ -131,15 +131,11 @@ def head_logits(weight_VD: Tensor, x_ND: Tensor) -> Tensor:
     return rowwise(weight_VD.mv, x_ND)
 
 
-def rotary_tables(
-    num_positions: int, head_dim: int, theta: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of every position, each positions × head_dim; angles in float64, stored float32.
+def rotary_tables(angles: NDArray[np.float64], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of every position, each positions × head_dim, float32; `rotary_angles` given.
 
     The first half of sin is negated, so that rotate-half is `x·cos + swapped(x)·sin`.
     """
-    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    angles = np.arange(num_positions, dtype=np.float64)[:, None] * frequencies
     cos, sin = np.cos(angles), np.sin(angles)
     cos = np.concatenate((cos, cos), axis=1).astype(np.float32)
     sin = np.concatenate((-sin, sin), axis=1).astype(np.float32)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import ModelConfig
+from engine.model.rotary import rotary_angles
 
 _EPS = 1e-6
 
@@ -145,11 +146,9 @@ def apply_rotary(x: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     return x * cos_TC + torch.cat((-high, low), dim=-1) * sin_TC
 
 
-def rotary_tables(config: ModelConfig, length: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each T × C in float32, computed in float64."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
-    frequencies = config.rope_theta ** (-half / config.head_dim)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of every position, each positions × C in float32, computed in float64."""
+    angles = torch.from_numpy(rotary_angles(config))
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().float(), angles.sin().float()
 
@@ -166,7 +165,7 @@ class TrainableDecoder(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         nn.init.normal_(self.embed_tokens.weight, std=1.0 / math.sqrt(config.hidden_size))
         nn.init.normal_(self.lm_head.weight, std=1.0 / math.sqrt(config.hidden_size))
-        cos_TC, sin_TC = rotary_tables(config, config.max_position_embeddings)
+        cos_TC, sin_TC = rotary_tables(config)
         self.register_buffer("cos", cos_TC, persistent=False)
         self.register_buffer("sin", sin_TC, persistent=False)
 

@@ -16,6 +16,8 @@ from engine.model.ops import (
     silu,
     single_threaded,
 )
+from engine.model.rotary import rotary_angles
+from support.checkpoints import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -103,7 +105,8 @@ def test_rms_norm_of_a_zero_row_is_zero():
 
 def test_rotation_turns_pairs_by_position_times_frequency():
     head_dim, theta, position = 6, 100.0, 5
-    cos, sin = rotary_tables(8, head_dim, theta, CPU)
+    config = tiny_config(head_dim=head_dim, rope_theta=theta, max_position_embeddings=8)
+    cos, sin = rotary_tables(rotary_angles(config), CPU)
     x = torch.arange(1.0, 7.0)
     turned = rotate(x, cos[position], sin[position])
     for pair in range(3):
@@ -116,7 +119,7 @@ def test_rotation_turns_pairs_by_position_times_frequency():
 
 
 def test_rotation_at_position_zero_changes_nothing():
-    cos, sin = rotary_tables(1, 8, 10_000.0, CPU)
+    cos, sin = rotary_tables(rotary_angles(tiny_config(head_dim=8)), CPU)
     x = torch.randn(8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(rotate(x, cos[0], sin[0]), x)
 

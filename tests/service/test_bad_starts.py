@@ -106,7 +106,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda model: (model / "config.json").write_text("{'a'"),
         ("config.json", "not valid JSON"),
     ),
-    "another family": (change_config(model_type="llama"), ("config.json", "'llama'")),
+    "another family": (change_config(model_type="gpt2"), ("config.json", "'gpt2'")),
     "a word for a number": (change_config(rope_theta="x"), ("config.json", "rope_theta", "'x'")),
     "a word for an id": (change_config(eos_token_id="x"), ("config.json", "eos_token_id", "'x'")),
 }

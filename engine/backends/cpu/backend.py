@@ -17,6 +17,7 @@ from engine.checkpoint.source import WeightSource
 from engine.checkpoint.ternary import pack_trits
 from engine.config import ModelConfig
 from engine.errors import ConfigError
+from engine.model.rotary import rotary_angles
 
 HeadDtype = Literal["int8", "bf16", "fp32"]
 KVDtype = Literal["fp16", "int8"]
@@ -212,8 +213,5 @@ def _bfloat16(rows: NDArray[Any]) -> NDArray[np.uint16]:
 
 def _rotary_tables(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(cos, sin), each positions × head_dim / 2; angles in float64, rounded once."""
-    halves = np.arange(0, config.head_dim, 2, dtype=np.float64)
-    frequencies = config.rope_theta ** (-halves / config.head_dim)
-    positions = np.arange(config.max_position_embeddings, dtype=np.float64)
-    angles = positions[:, None] * frequencies
+    angles = rotary_angles(config)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
