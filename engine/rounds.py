@@ -56,8 +56,8 @@ class _Passes:
 
     def add(self, phase: Phase, rows: Sequence[Row], head_rows: int, duration_s: float) -> None:
         """Note a pass; `head_rows` of its rows went through the head."""
-        deepest = max(row.last for row in rows)
-        row_layers = sum(row.last - row.first for row in rows)
+        deepest = max([row.last for row in rows])
+        row_layers = sum([row.last - row.first for row in rows])
         self.stats.append(PassStats(phase, deepest, len(rows), duration_s))
         self.times.append((PassShape(phase == "draft", deepest, row_layers, head_rows), duration_s))
 

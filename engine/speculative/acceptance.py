@@ -89,10 +89,10 @@ class DraftRecord:
         """The chance that this sequence's next draft stands."""
         return self.tally.rate(source.acceptance, SERVER_WEIGHT)
 
-    def idle(self) -> None:
-        """Note a round without a draft."""
-        self.num_idle += 1
-        self.tally.add(0, 0, IDLE_DECAY)
+    def idle(self, num_rounds: int) -> None:
+        """Note rounds without a draft."""
+        self.num_idle += num_rounds
+        self.tally.add(0, 0, IDLE_DECAY**num_rounds)
 
     def postpone(self, wait: int) -> None:
         """Wait so many rounds in all before a probe, or longer after failures."""

@@ -37,10 +37,12 @@ from engine.speculative.planning import (
     worthwhile,
 )
 
-PROBE_SHARE = 0.01
+PROBE_SHARE = 0.003
 """Share of the time that may go into finding out how drafts of idle sequences would fare."""
-SWITCH_SHARE = 0.005
+SWITCH_SHARE = 0.002
 """The same for rounds with drafts where none seems best, and the other way round."""
+PLAN_ROUNDS = 4
+"""Rounds that a plan serves while the same sequences go on: planning takes time as well."""
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
 LAST_WAIT = 256
@@ -109,6 +111,28 @@ class DraftRound:
 
 
 @dataclass(slots=True)
+class _Plan:
+    """A round's drafts, to be repeated."""
+
+    candidates: Sequence[Candidate]
+    choices: list[Choice]
+    estimate: Estimate
+    """The rows that are there before any pass."""
+    ratio: float
+
+    def suits(self, candidates: Sequence[Candidate]) -> bool:
+        """Whether the same sequences stand where they stood, with room for their drafts."""
+        if len(candidates) != len(self.candidates):
+            return False
+        for now, then, choice in zip(candidates, self.candidates, self.choices, strict=True):
+            if now.records is not then.records or now.limit < choice.num_drafts:
+                return False
+            if now.exact or now.exits != then.exits:
+                return False
+        return True
+
+
+@dataclass(slots=True)
 class _Watch:
     """How long a number of sequences has gone with drafts, or without."""
 
@@ -117,6 +141,14 @@ class _Watch:
     wait: int = FIRST_WAIT
     num_tries: int = 0
     """Of the other way, since the engine began."""
+
+
+class _Expected(NamedTuple):
+    """A round as it was decided on."""
+
+    estimate: Estimate
+    lasts: bool
+    """Whether the next rounds may do the same: nothing in it is only to find out."""
 
 
 class DraftController:
@@ -134,12 +166,19 @@ class DraftController:
         """What is around each draft pass."""
         self._watches: dict[int, _Watch] = {}
         self._last_ratio: float | None = None
+        self._plan: _Plan | None = None
+        self._num_served = 1
+        """Rounds that the latest plan has served."""
 
     def begin_round(self, candidates: Sequence[Candidate], prefill: Load = NO_LOAD) -> DraftRound:
         """Choose everybody's drafts. `prefill` rows share the final sweep.
 
         Of those, the head rows are of prompts that end in this round.
         """
+        plan = self._plan
+        if plan is not None and prefill == NO_LOAD and plan.suits(candidates):
+            return self._repeat(plan, candidates)
+        self._plan = None
         load = Load(
             max([prefill.depth, *(candidate.depth for candidate in candidates)]),
             prefill.row_layers + sum(candidate.depth for candidate in candidates),
@@ -152,13 +191,16 @@ class DraftController:
         if not members:
             return DraftRound([NOTHING] * len(candidates), members, self._sources, so_far, 0.0)
         planned = self._choose(list(members.values()), so_far.copy())
-        self._last_ratio = planned.ratio
+        self._last_ratio = planned.estimate.ratio
         choices = [NOTHING] * len(candidates)
         for index, member in members.items():
             choices[index] = _choice(member)
             if not member.takes_passes:
                 so_far.add(0.0, member.num_drafts * member.row_layers, member.num_drafts)
-        return DraftRound(choices, members, self._sources, so_far, planned.ratio)
+        self._num_served = 1
+        if planned.lasts and prefill == NO_LOAD:
+            self._plan = _Plan(candidates, choices, so_far.copy(), self._last_ratio)
+        return DraftRound(choices, members, self._sources, so_far, self._last_ratio)
 
     def learn(self, passes: Iterable[tuple[PassShape, float]], overhead_s: float) -> None:
         """A round's passes took so many seconds each, and all that is around them so many."""
@@ -171,6 +213,17 @@ class DraftController:
             self._drafting_s.add(max(0.0, around_drafts_s / num_drafting))
         else:
             self._round_s.add(overhead_s)
+
+    def _repeat(self, plan: _Plan, candidates: Sequence[Candidate]) -> DraftRound:
+        members = {
+            index: self._member(candidates[index], choice.draft_exit)
+            for index, choice in enumerate(plan.choices)
+            if choice.num_drafts
+        }
+        self._num_served += 1
+        if self._num_served == PLAN_ROUNDS:
+            self._plan = None
+        return DraftRound(plan.choices, members, self._sources, plan.estimate.copy(), plan.ratio)
 
     # --- whose drafts come from where --------------------------------------------------------
 
@@ -198,20 +251,20 @@ class DraftController:
 
     # --- how many ----------------------------------------------------------------------------
 
-    def _choose(self, members: Sequence[Member], planned: Estimate) -> Estimate:
+    def _choose(self, members: Sequence[Member], planned: Estimate) -> _Expected:
         """Set how many drafts each member gets; returns the round as it is then expected."""
         passes = add_exact([m for m in members if m.candidate.exact], planned)
         free = [member for member in members if not member.candidate.exact]
         if not free:
-            return planned
+            return _Expected(planned, False)
         best = _lengthen(free, planned, passes)
         other = self._other_way(free, planned, best, passes)
         for member, num_drafts in zip(free, (other or best).lengths, strict=True):
             member.num_drafts = num_drafts
         if other is not None:
-            return other.estimate
-        self._probe(free, best.estimate, passes[0] if passes else ())
-        return best.estimate
+            return _Expected(other.estimate, False)
+        probes = self._probe(free, best.estimate, passes[0] if passes else ())
+        return _Expected(best.estimate, not probes and not passes)
 
     def _other_way(
         self,
@@ -230,7 +283,7 @@ class DraftController:
             watch = self._watches[without.load.head_rows] = _Watch(drafts)
         if watch.drafts != drafts:
             watch.drafts, watch.num_rounds, watch.wait = drafts, 0, FIRST_WAIT
-        watch.num_rounds += 1
+        watch.num_rounds += self._num_served
         if watch.num_rounds < watch.wait:
             return None
         if drafts:
@@ -247,8 +300,8 @@ class DraftController:
 
     def _probe(
         self, free: Sequence[Member], planned: Estimate, first_pass: Sequence[Member]
-    ) -> None:
-        """Have sources drafted from that were not chosen, where that is due."""
+    ) -> bool:
+        """Have sources drafted from that were not chosen, where that is due; whether any was."""
         num_idle = sum(member.num_drafts == 0 for member in free)
         for member in free:
             candidate = member.candidate
@@ -256,7 +309,7 @@ class DraftController:
                 if draft_exit == member.draft_exit and member.num_drafts:
                     continue
                 record = candidate.record(draft_exit)
-                record.idle()
+                record.idle(self._num_served)
                 if not record.probe_is_due or member.is_probe:
                     continue
                 probe = self._member(candidate, draft_exit)
@@ -273,6 +326,7 @@ class DraftController:
                 if record.probe_is_due:
                     member.draft_exit, member.num_drafts, member.is_probe = draft_exit, 1, True
                     member.acceptance, member.calibration = probe.acceptance, probe.calibration
+        return any(member.is_probe for member in free)
 
 
 def _wait(loss: float, share: float) -> int:

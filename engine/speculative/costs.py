@@ -178,6 +178,8 @@ class CostModel:
         """Draft or not → what the formula's parts weigh."""
         self._relative: dict[PassShape, float] = {}
         """Worked-out predictions, less the level."""
+        self._known: dict[PassShape, tuple[_Seen, float, float]] = {}
+        """`_look_up` of shapes that were observed lately."""
 
     def predict(self, shape: PassShape) -> float:
         """Seconds that a pass will take; before anything was observed, formula units."""
@@ -193,10 +195,8 @@ class CostModel:
         """Learn from a pass that took so long."""
         if duration_s <= 0.0:
             return  # A clock too coarse to tell.
-        first, others = self._formula.parts(shape)
+        seen, first, others = self._known.get(shape) or self._look_up(shape)
         value = math.log(duration_s / (first + others))
-        kind = _Kind.of(shape)
-        seen = self._seen.setdefault(kind, _Seen())
         rivals = [past - known.times.value for known, past in self._recent if known is not seen]
         if len(rivals) >= MIN_RIVALS or (rivals and seen.count < MIN_RIVALS):
             seen.times.add(value - lower_median(rivals))
@@ -213,6 +213,13 @@ class CostModel:
         if has_doubled or self._num_passes % REFRESH_INTERVAL == 0:
             self._relative.clear()
             self._weights.clear()
+            self._known.clear()
+
+    def _look_up(self, shape: PassShape) -> tuple[_Seen, float, float]:
+        """What is known of a shape's kind, and the formula's parts for it."""
+        seen = self._seen.setdefault(_Kind.of(shape), _Seen())
+        self._known[shape] = known = (seen, *self._formula.parts(shape))
+        return known
 
     def _fitted(self, is_draft: bool, first: float, others: float) -> float:
         weights = self._weights.get(is_draft)

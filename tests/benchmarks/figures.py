@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from statistics import median
 
 
@@ -27,3 +28,20 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 def best(candidates: Mapping[str, Sequence[float]]) -> str:
     """The name with the greatest median."""
     return max(candidates, key=lambda name: median(candidates[name]))
+
+
+def over_best(samples: Sequence[float], candidates: Mapping[str, Sequence[float]]) -> float:
+    """`paired_ratio` over the best candidate, without the luck of having been picked.
+
+    The greatest of several noisy medians is the one that was lucky. So the best is picked from
+    every other sample and compared in those between, then the other way round, and the figure is
+    the geometric mean of the two.
+    """
+    shortest = min(len(samples), *map(len, candidates.values()))
+    if shortest < 2:
+        return paired_ratio(samples, candidates[best(candidates)])
+    ratios = []
+    for half in (0, 1):
+        picked = best({name: own[1 - half :: 2] for name, own in candidates.items()})
+        ratios.append(paired_ratio(samples[half::2], candidates[picked][half::2]))
+    return sqrt(ratios[0] * ratios[1])

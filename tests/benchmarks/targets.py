@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.figures import best, paired_ratio
+from benchmarks.figures import best, over_best, paired_ratio
 from benchmarks.results import SectionResult, Series
 
 Figure = Callable[[SectionResult], float | None]
@@ -61,7 +61,7 @@ def auto_over_best(result: SectionResult, **case: str | int | float) -> float | 
     auto = modes.pop("auto", None)
     if auto is None or not modes:
         return None
-    return paired_ratio(auto, modes[best(modes)])
+    return over_best(auto, modes)
 
 
 def worst_auto(result: SectionResult) -> float | None:

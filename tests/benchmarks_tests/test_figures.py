@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.figures import best, paired_ratio, spread
+from benchmarks.figures import best, over_best, paired_ratio, spread
 
 
 def test_a_ratio_pairs_neighbouring_samples() -> None:
@@ -28,3 +28,19 @@ def test_spread_is_relative_to_the_median() -> None:
 
 def test_the_best_has_the_greatest_median() -> None:
     assert best({"one outlier": [1.0, 1.0, 99.0], "steady": [2.0, 2.0, 2.0]}) == "steady"
+
+
+def test_over_best_does_not_reward_luck() -> None:
+    """Two candidates of one speed, each lucky in turn: picked by luck, they seem 10 % faster."""
+    samples = [10.0] * 4
+    lucky = {"a": [11.0, 10.0, 11.0, 10.0], "b": [10.0, 11.0, 10.0, 11.0]}
+    assert over_best(samples, lucky) == 1.0
+
+
+def test_over_best_finds_the_one_that_is_better_everywhere() -> None:
+    samples = [9.0, 18.0, 9.0]
+    assert over_best(samples, {"slow": [5.0, 10.0, 5.0], "fast": [10.0, 20.0, 10.0]}) == 0.9
+
+
+def test_over_best_of_single_samples_is_their_ratio() -> None:
+    assert over_best([3.0], {"slow": [2.0], "fast": [4.0]}) == 0.75
