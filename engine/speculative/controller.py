@@ -45,7 +45,7 @@ PLAN_ROUNDS = 4
 """Rounds that a plan serves while the same sequences go on: planning takes time as well."""
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
-LAST_WAIT = 256
+LAST_WAIT = 128
 """The longest wait, in rounds, for a try that costs much."""
 
 
@@ -71,13 +71,19 @@ class DraftRound:
         sources: dict[int, SourceRecord],
         estimate: Estimate,
         ratio: float,
+        *,
+        is_try: bool = False,
     ) -> None:
-        """`estimate` holds the rows that are there before any pass, `ratio` is to be beaten."""
+        """`estimate` holds the rows that are there before any pass, `ratio` is to be beaten.
+
+        Of a try all planned drafts are made, whatever they seem to be worth.
+        """
         self.choices = choices
         self._members = members
         self._sources = sources
         self._estimate = estimate
         self._ratio = ratio
+        self._is_try = is_try
 
     def note(self, index: int, confidence: float) -> None:
         """A pass drafted a token, its head being so sure of its likeliest id."""
@@ -90,10 +96,13 @@ class DraftRound:
     def proceed(self, active: Sequence[int]) -> list[int]:
         """Those of the drafting sequences that should have another pass."""
         members = self._members
-        free = [members[index] for index in active if not members[index].candidate.exact]
+        fixed: list[Member] = []
+        free: list[Member] = []
+        for member in (members[index] for index in active):
+            is_planned = self._is_try and len(member.confidences) < member.num_drafts
+            (fixed if member.candidate.exact or is_planned else free).append(member)
         if not free:
             return list(active)
-        fixed = [members[index] for index in active if members[index].candidate.exact]
         chosen = worthwhile(fixed, free, self._estimate, self._ratio)
         kept = {id(member) for member in (*fixed, *chosen)}
         return [index for index in active if id(members[index]) in kept]
@@ -141,6 +150,10 @@ class _Watch:
     wait: int = FIRST_WAIT
     num_tries: int = 0
     """Of the other way, since the engine began."""
+    share: float = 1.0
+    """The ratio that the latest try was expected to have, over the best one."""
+    is_surprised: bool = False
+    """Whether it was quicker by half of what it would have needed to be the best itself."""
 
 
 class _Expected(NamedTuple):
@@ -166,6 +179,8 @@ class DraftController:
         """What is around each draft pass."""
         self._watches: dict[int, _Watch] = {}
         self._last_ratio: float | None = None
+        self._trying: _Watch | None = None
+        """Where this round goes the other way."""
         self._plan: _Plan | None = None
         self._num_served = 1
         """Rounds that the latest plan has served."""
@@ -200,10 +215,13 @@ class DraftController:
         self._num_served = 1
         if planned.lasts and prefill == NO_LOAD:
             self._plan = _Plan(candidates, choices, so_far.copy(), self._last_ratio)
-        return DraftRound(choices, members, self._sources, so_far, self._last_ratio)
+        is_try = self._trying is not None
+        return DraftRound(choices, members, self._sources, so_far, self._last_ratio, is_try=is_try)
 
     def learn(self, passes: Iterable[tuple[PassShape, float]], overhead_s: float) -> None:
         """A round's passes took so many seconds each, and all that is around them so many."""
+        passes = list(passes)
+        self._compare_try(passes)
         num_drafting = 0
         for shape, duration_s in passes:
             self._costs.observe(shape, duration_s)
@@ -224,6 +242,14 @@ class DraftController:
         if self._num_served == PLAN_ROUNDS:
             self._plan = None
         return DraftRound(plan.choices, members, self._sources, plan.estimate.copy(), plan.ratio)
+
+    def _compare_try(self, passes: Sequence[tuple[PassShape, float]]) -> None:
+        """If this was a try and quicker than it may be, the next one need not wait."""
+        watch, self._trying = self._trying, None
+        if watch is not None:
+            predicted_s = sum(self._costs.predict(shape) for shape, _ in passes)
+            taken_s = sum(duration_s for _, duration_s in passes)
+            watch.is_surprised = taken_s < (1.0 + watch.share) / 2 * predicted_s
 
     # --- whose drafts come from where --------------------------------------------------------
 
@@ -284,18 +310,24 @@ class DraftController:
         if watch.drafts != drafts:
             watch.drafts, watch.num_rounds, watch.wait = drafts, 0, FIRST_WAIT
         watch.num_rounds += self._num_served
-        if watch.num_rounds < watch.wait:
+        if watch.num_rounds < watch.wait and not watch.is_surprised:
             return None
-        if drafts:
+        # Now the nearest other way, now a farther one: rows may come cheaper by the dozen.
+        is_far = watch.num_tries % 2 == 1
+        if drafts and not is_far:
             other = Lengths(without, [0] * len(free))
         else:
-            other = _lengthen(free, without, passes, forced=True)
+            least = max(best.lengths) + 1 if is_far else 0
+            other = _lengthen(free, without, passes, forced=True, least=least)
+        share = other.estimate.ratio / best.estimate.ratio
         if watch.num_tries >= MIN_TRIES:
-            watch.wait = _wait(1.0 - other.estimate.ratio / best.estimate.ratio, SWITCH_SHARE)
-            if watch.num_rounds < watch.wait:
+            watch.wait = _wait(1.0 - share, SWITCH_SHARE)
+            if watch.num_rounds < watch.wait and not watch.is_surprised:
                 return None
         watch.num_rounds = 0
         watch.num_tries += 1
+        watch.share, watch.is_surprised = share, False
+        self._trying = watch
         return other
 
     def _probe(
@@ -340,11 +372,12 @@ def _lengthen(
     passes: Sequence[Sequence[Member]],
     *,
     forced: bool = False,
+    least: int = 0,
 ) -> Lengths:
     """As `lengthen`, first for those who take passes, then for those who do not."""
     drafting = [member for member in members if member.takes_passes]
     matching = [member for member in members if not member.takes_passes]
-    first = lengthen(drafting, estimate, passes, forced=forced)
+    first = lengthen(drafting, estimate, passes, forced=forced, least=least)
     second = lengthen(matching, first.estimate, forced=forced and not drafting)
     lengths = {
         id(m): n

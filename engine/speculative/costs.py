@@ -33,6 +33,10 @@ BORROWING = 0.1
 """Weight of what a neighbouring kind says beside one's own."""
 HALF_LIFE = 512
 """Passes after which what was learned of a kind counts half."""
+PAUSE = 24
+"""Passes without one of a kind after which the machine may have changed,"""
+KEPT_OVER_PAUSE = 3
+"""and how many of that kind are remembered then."""
 LEVEL_WINDOW = 9
 """Passes that say how fast the machine is at the moment."""
 MIN_RIVALS = 3
@@ -108,6 +112,11 @@ class RunningMedian:
         self._recent.append(value)
         insort(self._ordered, value)
         self.value = self._ordered[(len(self._ordered) - 1) // 2]
+
+    def forget(self, num_kept: int) -> None:
+        """Drop all but the latest values; the median changes with the next one."""
+        while len(self._recent) > num_kept:
+            del self._ordered[bisect_left(self._ordered, self._recent.popleft())]
 
     def value_or(self, default: float) -> float:
         """The median, or `default` before there is a value."""
@@ -197,6 +206,8 @@ class CostModel:
             return  # A clock too coarse to tell.
         seen, first, others = self._known.get(shape) or self._look_up(shape)
         value = math.log(duration_s / (first + others))
+        if self._num_passes - seen.last_seen > PAUSE:
+            seen.times.forget(KEPT_OVER_PAUSE)
         rivals = [past - known.times.value for known, past in self._recent if known is not seen]
         if len(rivals) >= MIN_RIVALS or (rivals and seen.count < MIN_RIVALS):
             seen.times.add(value - lower_median(rivals))

@@ -165,18 +165,20 @@ def lengthen(
     passes: Sequence[Sequence[Member]] = (),
     *,
     forced: bool = False,
+    least: int = 0,
 ) -> Lengths:
     """Choose the draft lengths of members that all take passes, or all do not.
 
     Draft by draft, for those whose drafts are likeliest to stand, while the round's ratio rises.
     `passes` are those that are run in any case. The round that comes of it is `estimate` itself
-    where nobody gets a draft; if `forced`, somebody does, though it may not pay.
+    where nobody gets a draft. If `forced`, somebody does, though it may not pay, and everybody gets
+    `least` as far as the limits go.
     """
     if not members:
         return Lengths(estimate, [])
     order = sorted(range(len(members)), key=lambda place: -members[place].acceptance)
     lengths = [0] * len(members)
-    best, best_ratio, best_lengths = estimate, 0.0 if forced else estimate.ratio, lengths
+    best, best_ratio, best_lengths = estimate, 0.0 if forced or least else estimate.ratio, lengths
     planned, num_misses = estimate.copy(), 0
     for level in range(MAX_SPECULATIONS):
         order = [place for place in order if members[place].candidate.limit > level]
@@ -184,12 +186,13 @@ def lengthen(
             break
         fixed = passes[level] if level < len(passes) else ()
         group = [members[place] for place in order]
-        size, ratio = _add_drafts(group, fixed, level, planned)
+        few = [len(group)] if level < least else sizes(len(group))
+        size, ratio = _add_drafts(group, few, fixed, level, planned)
         order = order[:size]
         lengths = lengths.copy()
         for place in order:
             lengths[place] = level + 1
-        if ratio > best_ratio:
+        if ratio > best_ratio or level < least:
             best, best_ratio, best_lengths = planned.copy(), ratio, lengths
             num_misses = 0
         else:
@@ -198,14 +201,18 @@ def lengthen(
 
 
 def _add_drafts(
-    members: Sequence[Member], fixed: Sequence[Member], level: int, planned: Estimate
+    members: Sequence[Member],
+    few: Sequence[int],
+    fixed: Sequence[Member],
+    level: int,
+    planned: Estimate,
 ) -> tuple[int, float]:
-    """Plan one more draft for the first few members, as many as make the best of it.
+    """Plan one more draft for the first `few` members, as many as make the best of it.
 
     Returns how many these are, and the ratio that comes of it.
     """
     options: list[tuple[float, int, float, int, float]] = []
-    for size in sizes(len(members)):
+    for size in few:
         group = members[:size] if size < len(members) else members
         gain = sum([member.acceptance ** (level + 1) for member in group])
         row_layers = sum([member.row_layers for member in group])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.speculation_sim import Machine, Simulation, best_fixed_rate
+from support.speculation_sim import Changing, Machine, Simulation, best_fixed_rate
 
 WARM_UP, ROUNDS = 150, 600
 FREE_ROWS = Machine(row=0.1)
@@ -51,6 +51,20 @@ def test_sequences_differ() -> None:
     simulation.run(ROUNDS)
     failing, standing = simulation.lengths[::2], simulation.lengths[1::2]
     assert sum(standing) > 5 * sum(failing)
+
+
+def test_a_machine_that_changes_is_followed() -> None:
+    """First every row costs, then four cost hardly more than two: two must try together."""
+    machine = Changing(COSTLY_ROWS, Machine(row=0.45, group=4), stretch=400)
+    acceptances = [0.6, 0.6]
+    simulation = Simulation(machine, acceptances, seed=6)
+    simulation.noise.speeds = (1.0,)
+    shares: list[float] = []
+    for _ in range(6):
+        simulation.run(150)  # To find out.
+        best, _ = best_fixed_rate(machine.now, acceptances)
+        shares.append(simulation.run(250) / best)
+    assert min(shares) >= 0.95
 
 
 @pytest.mark.parametrize(("around_s", "drafts"), [(0.0, True), (0.02, False)])

@@ -53,6 +53,27 @@ class Machine:
 
 
 @dataclass(slots=True)
+class Changing:
+    """A machine that is one and then the other by turns, as its neighbours come and go."""
+
+    first: TrueCost
+    second: TrueCost
+    stretch: int
+    """Rounds that each turn lasts."""
+    num_rounds: int = 0
+
+    @property
+    def now(self) -> TrueCost:
+        """What it is at the moment."""
+        turns = self.num_rounds // self.stretch
+        return self.second if turns % 2 else self.first
+
+    def __call__(self, shape: PassShape) -> float:
+        self.num_rounds += not shape.is_draft
+        return self.now(shape)
+
+
+@dataclass(slots=True)
 class Noise:
     """What a shared machine does to times; a factor per pass."""
 
