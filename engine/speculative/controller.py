@@ -13,7 +13,7 @@ What is decided here changes when tokens come, never which.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.speculative.acceptance import (
@@ -39,13 +39,15 @@ from engine.speculative.planning import (
 
 PROBE_SHARE = 0.003
 """Share of the time that may go into finding out how drafts of idle sequences would fare."""
-SWITCH_SHARE = 0.002
-"""The same for rounds with drafts where none seems best, and the other way round."""
+NEAR_SHARE = 0.0013
+"""The same for rounds with drafts where none seems best, and the other way round,"""
+FAR_SHARE = 0.001
+"""and for rounds with more drafts than seem best."""
 PLAN_ROUNDS = 4
 """Rounds that a plan serves while the same sequences go on: planning takes time as well."""
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
-LAST_WAIT = 128
+LAST_WAIT = 64
 """The longest wait, in rounds, for a try that costs much."""
 
 
@@ -142,18 +144,32 @@ class _Plan:
 
 
 @dataclass(slots=True)
-class _Watch:
-    """How long a number of sequences has gone with drafts, or without."""
+class _Way:
+    """How long another way than the best has not been gone."""
 
-    drafts: bool = True
     num_rounds: int = 0
     wait: int = FIRST_WAIT
     num_tries: int = 0
-    """Of the other way, since the engine began."""
+    """Since the engine began."""
     share: float = 1.0
     """The ratio that the latest try was expected to have, over the best one."""
     is_surprised: bool = False
     """Whether it was quicker by half of what it would have needed to be the best itself."""
+
+    def is_due(self) -> bool:
+        """Whether it has not been gone for long enough, or did better than expected."""
+        return self.num_rounds >= self.wait or self.is_surprised
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What a number of sequences seems to do best, and the other ways."""
+
+    drafts: bool = True
+    near: _Way = field(default_factory=_Way)
+    """Without drafts where the best is with them, and the other way round."""
+    far: _Way = field(default_factory=_Way)
+    """One draft more for everybody: rows may come cheaper by the dozen."""
 
 
 class _Expected(NamedTuple):
@@ -179,7 +195,7 @@ class DraftController:
         """What is around each draft pass."""
         self._watches: dict[int, _Watch] = {}
         self._last_ratio: float | None = None
-        self._trying: _Watch | None = None
+        self._trying: _Way | None = None
         """Where this round goes the other way."""
         self._plan: _Plan | None = None
         self._num_served = 1
@@ -245,11 +261,11 @@ class DraftController:
 
     def _compare_try(self, passes: Sequence[tuple[PassShape, float]]) -> None:
         """If this was a try and quicker than it may be, the next one need not wait."""
-        watch, self._trying = self._trying, None
-        if watch is not None:
+        way, self._trying = self._trying, None
+        if way is not None:
             predicted_s = sum(self._costs.predict(shape) for shape, _ in passes)
             taken_s = sum(duration_s for _, duration_s in passes)
-            watch.is_surprised = taken_s < (1.0 + watch.share) / 2 * predicted_s
+            way.is_surprised = taken_s < (1.0 + way.share) / 2 * predicted_s
 
     # --- whose drafts come from where --------------------------------------------------------
 
@@ -299,36 +315,37 @@ class DraftController:
         best: Lengths,
         passes: Sequence[Sequence[Member]],
     ) -> Lengths | None:
-        """With drafts where the best is without, or without: if that is due.
+        """With drafts where the best is without, or without, or with more: if that is due.
 
         What is never done is never measured. The closer the call, the sooner it is due.
         """
         drafts = best.estimate is not without
-        watch = self._watches.get(without.load.head_rows)
-        if watch is None:
-            watch = self._watches[without.load.head_rows] = _Watch(drafts)
+        watch = self._watches.setdefault(without.load.head_rows, _Watch(drafts))
         if watch.drafts != drafts:
-            watch.drafts, watch.num_rounds, watch.wait = drafts, 0, FIRST_WAIT
-        watch.num_rounds += self._num_served
-        if watch.num_rounds < watch.wait and not watch.is_surprised:
-            return None
-        # Now the nearest other way, now a farther one: rows may come cheaper by the dozen.
-        is_far = watch.num_tries % 2 == 1
-        if drafts and not is_far:
-            other = Lengths(without, [0] * len(free))
-        else:
-            least = max(best.lengths) + 1 if is_far else 0
-            other = _lengthen(free, without, passes, forced=True, least=least)
-        share = other.estimate.ratio / best.estimate.ratio
-        if watch.num_tries >= MIN_TRIES:
-            watch.wait = _wait(1.0 - share, SWITCH_SHARE)
-            if watch.num_rounds < watch.wait and not watch.is_surprised:
-                return None
-        watch.num_rounds = 0
-        watch.num_tries += 1
-        watch.share, watch.is_surprised = share, False
-        self._trying = watch
-        return other
+            watch.drafts, watch.near.num_rounds, watch.near.wait = drafts, 0, FIRST_WAIT
+        for way in (watch.near, watch.far):
+            way.num_rounds += self._num_served
+        for way in (watch.near, watch.far):
+            if not way.is_due():
+                continue
+            if way is watch.far:
+                other = _lengthen(free, without, passes, least=max(best.lengths) + 1)
+            elif drafts:
+                other = Lengths(without, [0] * len(free))
+            else:
+                other = _lengthen(free, without, passes, forced=True)
+            share = other.estimate.ratio / best.estimate.ratio
+            if way.num_tries >= MIN_TRIES:
+                allowed = FAR_SHARE if way is watch.far else NEAR_SHARE
+                way.wait = _wait(1.0 - share, allowed)
+                if not way.is_due():
+                    continue
+            way.num_rounds = 0
+            way.num_tries += 1
+            way.share, way.is_surprised = share, False
+            self._trying = way
+            return other
+        return None
 
     def _probe(
         self, free: Sequence[Member], planned: Estimate, first_pass: Sequence[Member]
