@@ -6,7 +6,7 @@ import pytest
 
 from engine.detokenizer import Detokenizer
 from engine.tokenizer import Tokenizer
-from engine.types import TokenLogprobs, TokenOutput
+from engine.types import TokenLogprobs, TokenOutput, TokenSource
 from server.choices import ChoicePart
 from server.logprobs import chat_logprobs, text_logprobs
 from server.prompts import PreparedPrompt
@@ -42,7 +42,7 @@ def choice_part(tokenizer: Tokenizer, num_prompt: int, echo: bool) -> ChoicePart
         is_first=True,
         offset=len(echoed or ""),
         tokens=tuple(
-            TokenOutput(index, text, "plain", scores)
+            TokenOutput(index, text, TokenSource.PLAIN, scores)
             for index, text in zip(answer, texts_of(tokenizer, answer, prompt), strict=True)
         ),
         prompt_logprobs=(None, *[scores] * (num_prompt - 1)) if echo else None,
