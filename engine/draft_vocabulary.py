@@ -1,7 +1,7 @@
 """Which tokens are frequent: the draft head scores only those, and so costs a part of the full one.
 
 Counted frequencies come first: `draft_vocab.json` beside the weights, `{"token_ids": [...]}` with
-the most frequent first, as `bitskip eval --save-draft-vocab` writes it. Tokens that it does not
+the most frequent first, as `bitskip draft-vocab` writes it. Tokens that it does not
 list follow in the order that the vocabulary's making suggests (`likely_order`). The full head
 verifies drafts, so a bad order costs time and never a token.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -62,12 +63,12 @@ def likely_order(library: tokenizers.Tokenizer) -> list[int]:
     return ids
 
 
-def count_tokens(tokenizer: Tokenizer, documents: Iterable[str]) -> list[int]:
-    """The ids of the tokens that documents consist of, the most frequent first."""
+def count_tokens(tokenizer: Tokenizer, documents: Iterable[str]) -> Counter[int]:
+    """How often each id occurs in documents."""
     counts: Counter[int] = Counter()
     for document in documents:
         counts.update(tokenizer.encode(document, add_special_tokens=False))
-    return sorted(counts, key=lambda index: (-counts[index], index))
+    return counts
 
 
 def save_draft_vocab(path: Path, token_ids: Sequence[int]) -> None:
@@ -102,22 +103,18 @@ def _by_merges(model: Mapping[str, Any], fallback: Set[int]) -> Iterator[int]:
     prefix = model["continuing_subword_prefix"] or ""
     merges = [(left, right, left + right.removeprefix(prefix)) for left, right in model["merges"]]
     merged = {result for _, _, result in merges}
-    characters = iter(
-        sorted(
-            index
-            for text, index in vocabulary.items()
-            if text not in merged and index not in fallback
-        )
+    characters = sorted(
+        index for text, index in vocabulary.items() if text not in merged and index not in fallback
     )
     if vocabulary.get(LINE_END) in fallback:
         yield vocabulary[LINE_END]
-    reached = -1
+    num_reached = 0
     for left, right, result in merges:
         for part in (left, right):
             if part not in merged:
-                while reached < vocabulary[part]:
-                    reached = next(characters)
-                    yield reached
+                reach = bisect_right(characters, vocabulary[part])
+                yield from characters[num_reached:reach]
+                num_reached = max(num_reached, reach)
             yield vocabulary[part]
         yield vocabulary[result]
     yield from characters

@@ -40,13 +40,6 @@ def evaluate(
             "--save-draft-exit", help="Write the best draft exit into the model's config.json."
         ),
     ] = False,
-    save_draft_vocab: Annotated[
-        bool,
-        typer.Option(
-            "--save-draft-vocab",
-            help="Write which of the data's tokens are frequent into the model's draft_vocab.json.",
-        ),
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     backend: Annotated[str, typer.Option(help="auto, or a backend's name.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the backend.")] = None,
@@ -54,16 +47,13 @@ def evaluate(
     """Perplexity, agreement with full depth and draft acceptance, by exit layer."""
     from engine.build import demo_model_path, load_model
     from engine.documents import read_documents
-    from engine.draft_vocabulary import count_tokens
-    from engine.draft_vocabulary import save_draft_vocab as save_vocab
     from engine.evaluation.draft_exit import best_draft_exit
     from engine.evaluation.draft_exit import save_draft_exit as save
     from engine.evaluation.report import evaluate as run
 
     chosen = parse_exits(exits)
     with clean_errors():
-        all_documents = read_documents(data)
-        documents = all_documents[:max_documents]
+        documents = read_documents(data)[:max_documents]
         path, config = model or demo_model_path(), EngineConfig()
         loaded = load_model(path, config, backend, threads)
         with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -79,8 +69,6 @@ def evaluate(
         best = best_draft_exit(report, loaded.config, config.draft_vocab_size)
         if best is not None and save_draft_exit:
             save(path, best.exit_layer)
-        if save_draft_vocab:
-            save_vocab(path, count_tokens(loaded.tokenizer, all_documents))
     console = Console()
     if as_json:
         console.print_json(json.dumps(report.to_dict()))
