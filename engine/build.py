@@ -14,6 +14,7 @@ from engine.checkpoint.end_tokens import with_generation_eos
 from engine.checkpoint.loader import load_checkpoint
 from engine.config import EngineConfig, ModelConfig
 from engine.core import Core
+from engine.draft_vocabulary import draft_ranking
 from engine.intake import Intake
 from engine.tokenizer import Tokenizer
 
@@ -67,6 +68,7 @@ def load_model(
         checkpoint,
         draft_vocab_size=config.draft_vocab_size,
         always_draft_ids=sorted({*model.eos_token_ids, *tokenizer.special_ids}),
+        draft_ranking=draft_ranking(path, tokenizer, model.vocab_size),
         threads=threads,
         head_dtype=config.head_dtype,
         kv_dtype=config.kv_dtype,

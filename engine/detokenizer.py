@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,10 @@ class TokenDecoder(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of a token."""
+        ...
+
+    def first_token_bytes(self, token_id: int) -> bytes:
+        """Its bytes as the first token with any of a text."""
         ...
 
 
@@ -43,7 +48,8 @@ class Detokenizer:
 
     The released texts, joined, are the UTF-8 decoding (errors replaced by U+FFFD) of all
     pushed tokens' bytes, cut where a stop string matched: at its start, or after its end with
-    `include_stop_str_in_output`. Each pushed token is released exactly once, in order.
+    `include_stop_str_in_output`. Each pushed token is released exactly once, in order. If none
+    of the tokens of `prompt` has text, the text begins with the first pushed token that has.
 
     A stop string matches when a token completes it that was pushed with `check_stop`; it may
     begin in earlier, unchecked text, but one that ends there never matches (vLLM's rule for
@@ -61,6 +67,7 @@ class Detokenizer:
         stop: tuple[str, ...] = (),
         include_stop_str_in_output: bool = False,
         skip_special_tokens: bool = True,
+        prompt: Iterable[int] = (),
     ) -> None:
         """Raises `ValueError` for an empty stop string."""
         self._tokenizer = tokenizer
@@ -73,13 +80,17 @@ class Detokenizer:
         """The last token with bytes, while it ends inside a character."""
         self._num_chars = 0
         self._closed = False
+        self._begins_text = not any(map(self._shown_bytes, prompt))
 
     def push(self, token_id: int, check_stop: bool = True) -> str | None:
         """Add one token; returns the stop string that it completes, if any."""
         if self._closed:
             self._pending.append(_Pending("", self._num_chars))
             return None
-        raw = b"" if token_id in self._skipped_ids else self._tokenizer.token_bytes(token_id)
+        raw = self._shown_bytes(token_id)
+        if raw and self._begins_text:
+            self._begins_text = False
+            raw = self._tokenizer.first_token_bytes(token_id)
         token = _Pending(self._decode(raw), self._num_chars)
         self._pending.append(token)
         self._num_chars = token.end
@@ -114,6 +125,9 @@ class Detokenizer:
                 break
             texts.append(self._pending.popleft().text)
         return texts
+
+    def _shown_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id in self._skipped_ids else self._tokenizer.token_bytes(token_id)
 
     def _decode(self, raw: bytes) -> str:
         """Add bytes; the characters that they complete, or make impossible to complete."""

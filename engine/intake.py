@@ -63,6 +63,7 @@ class Intake:
                         params.stop,
                         params.include_stop_str_in_output,
                         params.skip_special_tokens,
+                        prompt_token_ids,
                     ),
                     policy=policy,
                     ngrams=self._ngrams(prompt_token_ids) if policy.uses_ngrams else None,

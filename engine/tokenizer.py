@@ -1,37 +1,26 @@
-"""Text to token ids and back, for byte-level BPE.
+"""Text to token ids and back, for byte-level BPE and for SentencePiece's vocabularies.
 
 Every token stands for exact bytes (`Tokenizer.token_bytes`); text is those bytes joined and
-decoded as UTF-8. The `tokenizers` library encodes, so ids are those that Hugging Face gives.
+decoded as UTF-8. Where encoding puts a space before a text, the token that a text begins with
+stands for one space less (`first_token_bytes`). The `tokenizers` library encodes, so ids are
+those that Hugging Face gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 
 import tokenizers
 
 from engine.errors import InvalidRequestError, TokenizerError
+from engine.token_decoding import read_decoding
 from engine.tokenizer_files import read_directory
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Character → byte of GPT-2's printable alphabet (`bytes_to_unicode` in its encoder.py).
-
-    Printable Latin-1 bytes stand for themselves, the others, in order, for U+0100 onwards.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(256)).difference(printable))
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-BYTE_ALPHABET: Mapping[str, int] = MappingProxyType(_byte_alphabet())
-
-
 class Tokenizer:
-    """A byte-level BPE tokenizer and the facts about its special tokens.
+    """A tokenizer and the facts about its special tokens.
 
     `vocab_size` is one more than the highest id. Ids without a token (holes, and the ids that
     pad a model's vocabulary) stand for no bytes. `special_ids` are the tokens that
@@ -60,12 +49,8 @@ class Tokenizer:
         chat_template: str | None = None,
         tokenizer_class: str | None = None,
     ) -> None:
-        """Take over `backend`; raises `TokenizerError` unless its decoder is ByteLevel."""
-        kind = "none" if backend.decoder is None else type(backend.decoder).__name__
-        if kind != "ByteLevel":
-            raise TokenizerError(
-                f"tokenizer decoder {kind} is not supported: only ByteLevel (byte-level BPE) is"
-            )
+        """Take over `backend`; raises `TokenizerError` for a decoder of another kind."""
+        decoding = read_decoding(backend)
         # A tokenizer.json may carry its last user's truncation and padding.
         backend.no_truncation()
         backend.no_padding()
@@ -82,9 +67,28 @@ class Tokenizer:
         self.chat_template = chat_template
         self.tokenizer_class = tokenizer_class
         self._bytes = [b""] * self.vocab_size
+        self._first_bytes: dict[int, bytes] = {}
         for text, index in vocabulary.items():
-            is_special = index in self.special_ids
-            self._bytes[index] = text.encode() if is_special else _bytes_of_entry(text)
+            if index in self.special_ids:
+                self._bytes[index] = text.encode()
+                continue
+            self._bytes[index] = raw = decoding.entry_bytes(text)
+            if (first := decoding.first_bytes(text)) != raw:
+                self._first_bytes[index] = first
+        byte_ids = {index for text, index in vocabulary.items() if decoding.is_byte(text)}
+        self._namesakes = self._find_namesakes(byte_ids - self.special_ids)
+
+    def _find_namesakes(self, byte_ids: Set[int]) -> frozenset[int]:
+        """The ids whose bytes are another's too, but for one of each: no byte to fall back on."""
+        owners: dict[bytes, int] = {}
+        for index in sorted(self._known_ids, key=lambda index: (index in byte_ids, index)):
+            owners.setdefault(self._bytes[index], index)
+        return self._known_ids.difference(owners.values())
+
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The same tokenizer as the `tokenizers` library has it; leave it as it is."""
+        return self._backend
 
     @classmethod
     def from_directory(cls, path: Path) -> Tokenizer:
@@ -97,7 +101,7 @@ class Tokenizer:
         `chat_template.jinja`, or else what `tokenizer_config.json` says.
 
         Raises `TokenizerError` naming the file that is missing or broken, or the decoder when
-        it is not ByteLevel.
+        it is of another kind.
         """
         files = read_directory(path)
         return cls(
@@ -127,7 +131,9 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The tokens' bytes, joined, as UTF-8; what is not valid becomes U+FFFD."""
         skipped = self.special_ids if skip_special_tokens else frozenset()
-        joined = b"".join(self.token_bytes(index) for index in ids if index not in skipped)
+        shown = [index for index in ids if index not in skipped and self.token_bytes(index)]
+        joined = b"".join(map(self.first_token_bytes, shown[:1]))
+        joined += b"".join(map(self.token_bytes, shown[1:]))
         return joined.decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -139,14 +145,22 @@ class Tokenizer:
             raise InvalidRequestError(f"token id {token_id} is negative")
         return self._bytes[token_id] if token_id < self.vocab_size else b""
 
+    def first_token_bytes(self, token_id: int) -> bytes:
+        """Its bytes as the first with any of a text: a space that encoding put there is dropped.
+
+        Raises as `token_bytes` does.
+        """
+        raw = self.token_bytes(token_id)
+        return self._first_bytes.get(token_id, raw)
+
     def token_text(self, token_id: int) -> str:
         r"""A token's name among logprobs, which no two tokens share.
 
         Its text; `bytes:\xNN\xNN` when its bytes alone are not valid UTF-8; `token_id:N` for
-        an id without a token.
+        an id without a token, and for one whose text is another token's.
         """
         raw = self.token_bytes(token_id)
-        if token_id not in self._known_ids:
+        if token_id not in self._known_ids or token_id in self._namesakes:
             return f"token_id:{token_id}"
         try:
             return raw.decode()
@@ -160,21 +174,3 @@ class Tokenizer:
                 f"the tokenizer has ids up to {self.vocab_size - 1}, but the model's vocabulary "
                 f"has {model_vocab_size} tokens: they do not belong together"
             )
-
-
-def _bytes_of_entry(text: str) -> bytes:
-    """Bytes of an ordinary vocabulary entry, by the rule of the library's ByteLevel decoder.
-
-    Entries are written in the byte alphabet; added tokens are plain text, and those with any
-    character outside the alphabet are taken as such.
-    """
-    try:
-        return text.translate(_TO_LATIN1).encode("latin-1")
-    except UnicodeEncodeError:
-        return text.encode()
-
-
-_TO_LATIN1 = {code: 0xFFFF for code in range(256)} | {
-    ord(character): byte for character, byte in BYTE_ALPHABET.items()
-}
-"""The byte alphabet as code points of the bytes; what else is Latin-1 leads out of it."""

@@ -32,6 +32,12 @@ _ROLES = (
     "mask_token",
 )
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+SENTENCEPIECE_FILE = "tokenizer.model"
+_CONVERT = (
+    "from transformers import AutoTokenizer as T; "
+    'd = "{path}"; T.from_pretrained(d).backend_tokenizer.save(d + "/tokenizer.json")'
+)
+"""A program that makes `tokenizer.json`; works with every release of transformers since 4."""
 _ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -66,6 +72,12 @@ def read_directory(path: Path) -> TokenizerFiles:
         backend = _read_tokenizer_json(path / "tokenizer.json")
     elif (path / "vocab.json").exists() or (path / "merges.txt").exists():
         backend = _read_gpt2(path / "vocab.json", path / "merges.txt")
+    elif (path / SENTENCEPIECE_FILE).exists():
+        raise TokenizerError(
+            f"{path}: has a tokenizer in SentencePiece's own form alone ({SENTENCEPIECE_FILE}); "
+            "write it as tokenizer.json beside that, once: pip install transformers sentencepiece "
+            f"protobuf, then python -c '{_CONVERT.format(path=str(path))}'"
+        )
     else:
         raise TokenizerError(f"{path}: holds neither tokenizer.json nor vocab.json and merges.txt")
     _add_listed_tokens(backend, config, config_file)

@@ -12,6 +12,7 @@ import typer
 from clients.bench.command import bench
 from clients.terminal.chat import chat
 from clients.terminal.complete import complete
+from server.commands.draft_vocab import draft_vocab
 from server.commands.evaluate import evaluate
 from server.commands.export import export
 from server.commands.inspect import inspect
@@ -36,6 +37,7 @@ app.command(short_help="Talk with a running server.")(chat)
 app.command(short_help="Send load to a running server, and measure.")(bench)
 app.command(short_help="Make a checkpoint small and quick to load.")(pack)
 app.command(short_help="Look into a model: what it holds, and is it credible?")(inspect)
+app.command("draft-vocab", short_help="Count which tokens drafts should choose from.")(draft_vocab)
 app.command(short_help="Write a model as GGUF, for llama.cpp.")(export)
 app.command(short_help="Train an early-exit model on text files.")(train)
 app.command(short_help="Write a random model of any size, to measure speed with.")(synth)

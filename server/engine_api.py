@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
         """The exact bytes of a token."""
         ...
 
+    def first_token_bytes(self, token_id: int) -> bytes:
+        """Its bytes as the first token with any of a text."""
+        ...
+
     def token_text(self, token_id: int) -> str:
         r"""A token's name among logprobs, unique; `bytes:\xNN` for a part of a character."""
         ...

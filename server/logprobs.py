@@ -74,9 +74,12 @@ def _echo_offsets(token_ids: Sequence[int], text: str, tokenizer: Tokenizer) -> 
     """For each token, how many characters of the prompt's text are complete before it."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     num_characters = 0
+    bytes_of = tokenizer.first_token_bytes
     for token_id in token_ids:
         yield min(num_characters, len(text))
-        num_characters += len(decoder.decode(tokenizer.token_bytes(token_id)))
+        num_characters += len(decoder.decode(bytes_of(token_id)))
+        if tokenizer.token_bytes(token_id):
+            bytes_of = tokenizer.token_bytes
 
 
 def chat_logprobs(

@@ -142,12 +142,16 @@ class Backend(Protocol):
 
 
 def draft_vocabulary(
-    vocab_size: int, draft_vocab_size: int, always: Sequence[int]
+    vocab_size: int,
+    draft_vocab_size: int,
+    always: Sequence[int],
+    ranking: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
-    """The first `draft_vocab_size` ids and those in `always` (EOS, specials), ascending.
+    """The `draft_vocab_size` most frequent ids and those in `always` (EOS, specials), ascending.
 
-    Byte-level BPE ids are in merge order, so low ids are frequent ids.
+    `ranking` has the frequent ids first; None: the low ids are the frequent ones.
     """
-    ids = set(range(min(vocab_size, draft_vocab_size)))
+    ranking = range(vocab_size) if ranking is None else ranking
+    ids = set(ranking[:draft_vocab_size])
     ids.update(token_id for token_id in always if 0 <= token_id < vocab_size)
     return np.asarray(sorted(ids), dtype=np.int64)

@@ -24,9 +24,10 @@ _KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 class ReferenceBackend:
     """Runs sweeps with the reference decoder; implements `engine.backends.protocol.Backend`.
 
-    `kv_dtype` is the cache's: K/V is rounded to it once, on writing. `draft_vocab_size` and
-    `always_draft_ids` make up `draft_ids`. `threads`, if given, sets torch's thread count for
-    the whole process; it changes speed only. Raises `ConfigError` for an unknown `kv_dtype`.
+    `kv_dtype` is the cache's: K/V is rounded to it once, on writing. `draft_vocab_size`,
+    `always_draft_ids` and `draft_ranking` make up `draft_ids`, as `draft_vocabulary` says.
+    `threads`, if given, sets torch's thread count for the whole process; it changes speed only.
+    Raises `ConfigError` for an unknown `kv_dtype`.
     """
 
     name = "reference"
@@ -40,6 +41,7 @@ class ReferenceBackend:
         kv_dtype: Literal["fp32", "fp16"] = "fp32",
         draft_vocab_size: int,
         always_draft_ids: Sequence[int] = (),
+        draft_ranking: Sequence[int] | None = None,
         threads: int | None = None,
     ) -> None:
         if kv_dtype not in _KV_DTYPES:
@@ -52,7 +54,7 @@ class ReferenceBackend:
         self._decoder = Decoder(self.config, load_weights(checkpoint, self._device))
         self._head_VD = self._decoder.weights.head_VD
         self._draft_ids = draft_vocabulary(
-            self.config.vocab_size, draft_vocab_size, always_draft_ids
+            self.config.vocab_size, draft_vocab_size, always_draft_ids, draft_ranking
         )
         self._draft_head_VD = self._head_VD
         if len(self._draft_ids) < self.config.vocab_size:

@@ -23,6 +23,7 @@ def create_backend(
     *,
     draft_vocab_size: int,
     always_draft_ids: Sequence[int],
+    draft_ranking: Sequence[int],
     threads: int | None = None,
     head_dtype: str = "auto",
     kv_dtype: str = "auto",
@@ -61,6 +62,7 @@ def create_backend(
             checkpoint,
             draft_vocab_size=draft_vocab_size,
             always_draft_ids=always_draft_ids,
+            draft_ranking=draft_ranking,
             threads=threads,
             **options,
         )
@@ -79,6 +81,7 @@ def create_backend(
             checkpoint,
             draft_vocab_size=draft_vocab_size,
             always_draft_ids=always_draft_ids,
+            draft_ranking=draft_ranking,
             threads=threads,
             **options,
         )

@@ -144,7 +144,8 @@ def _refuse_variant(path: Path, config: ModelConfig) -> None:
     reasons = {
         "llama.cpp multiplies no Hadamard-transformed activations": config.hadamard != "none",
         "llama.cpp rounds activations to 8 bits, not to 4": config.activation_bits != 8,
-        "its linears are dense: only ternary ones are written": config.is_dense,
+        "its linears are dense, and only ternary ones are written; llama.cpp's own "
+        "convert_hf_to_gguf.py writes plain Llamas": config.is_dense,
         "its rotary positions are scaled": config.rope_scaling is not None,
     }
     for reason, applies in reasons.items():

@@ -8,9 +8,16 @@ from pathlib import Path
 
 from engine.checkpoint.packing import COPIED_FILES
 from engine.errors import CheckpointError
+from engine.tokenizer_files import SENTENCEPIECE_FILE
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", *COPIED_FILES)
+FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    SENTENCEPIECE_FILE,
+    *COPIED_FILES,
+)
 """Patterns of what is fetched: never code, never pickles."""
 
 

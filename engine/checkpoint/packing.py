@@ -33,6 +33,7 @@ COPIED_FILES = (
     "merges.txt",
     "generation_config.json",
     "chat_template.jinja",
+    "draft_vocab.json",
     "README.md",
 )
 """Taken along where the source has them."""

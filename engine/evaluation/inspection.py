@@ -14,6 +14,7 @@ from engine.checkpoint.end_tokens import with_generation_eos
 from engine.checkpoint.inspection import Progress, WeightsReport, inspect_weights
 from engine.checkpoint.loader import load_checkpoint
 from engine.config import EngineConfig, ModelConfig
+from engine.draft_vocabulary import draft_ranking
 from engine.errors import TokenizerError
 from engine.evaluation.credibility import exit_warnings, weight_warnings
 from engine.evaluation.draft_exit import DraftExit, best_draft_exit
@@ -95,18 +96,21 @@ def inspect_model(path: Path, progress: Progress = lambda done, total: None) -> 
         config = with_generation_eos(checkpoint.config, path)
         weights = inspect_weights(checkpoint, progress)
     warnings = list(weight_warnings(weights))
-    always = set(config.eos_token_ids)
+    always, ranking = set(config.eos_token_ids), None
     try:
         tokenizer = Tokenizer.from_directory(path)
         tokenizer.check_vocab(config.vocab_size)
         always |= {*tokenizer.special_ids}
+        ranking = draft_ranking(path, tokenizer, config.vocab_size)
         if not config.eos_token_ids and tokenizer.eos_token_id is not None:
             always.add(tokenizer.eos_token_id)
     except TokenizerError as error:
         warnings.append(f"cannot be served: {error}")
     engine = EngineConfig().resolve(config)
     assert engine.draft_exit_layer is not None
-    num_draft_ids = len(draft_vocabulary(config.vocab_size, engine.draft_vocab_size, list(always)))
+    num_draft_ids = len(
+        draft_vocabulary(config.vocab_size, engine.draft_vocab_size, list(always), ranking)
+    )
     return ModelReport(
         path=path,
         config=config,

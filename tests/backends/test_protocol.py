@@ -45,12 +45,17 @@ def test_says_what_it_is(backend: Backend, precision: Precision) -> None:
 
 @pytest.mark.parametrize("exit_norm", [True, False])
 @pytest.mark.parametrize(("size", "always"), [(40, (95, 3, 70)), (500, ()), (0, (17,))])
+@pytest.mark.parametrize("step", [None, 7])
 def test_draft_head_scores_the_draft_ids(
-    precision: Precision, size: int, always: tuple[int, ...], exit_norm: bool
+    precision: Precision, step: int | None, size: int, always: tuple[int, ...], exit_norm: bool
 ) -> None:
     checkpoint = MemoryCheckpoint(tiny_config(num_layers=3, exit_norm=exit_norm))
-    backend = precision.make(checkpoint, draft_vocab_size=size, always_draft_ids=always)
-    expected_ids = sorted({*range(min(size, CONFIG.vocab_size)), *always})
+    ids = range(CONFIG.vocab_size)
+    ranking = None if step is None else sorted(ids, key=lambda index: index * step % len(ids))
+    backend = precision.make(
+        checkpoint, draft_vocab_size=size, always_draft_ids=always, draft_ranking=ranking
+    )
+    expected_ids = sorted({*(ranking or ids)[:size], *always})
     assert backend.draft_ids.tolist() == expected_ids
     assert backend.draft_ids.dtype == np.int64
     residuals = read(backend)

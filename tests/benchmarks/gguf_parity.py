@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gguf_parity.py [MODEL] [--layers N] [--documents FILE] [--limit 20]
 
-Both must cut a text into the same ids. Then, given the same ids (teacher forcing), the most
+Both must cut every line into the same ids. Then, given the same ids (teacher forcing), the most
 likely next token is compared at every position, and the likelihood of the token that came; it
 cannot agree everywhere, since llama.cpp rounds activations by blocks, the head, K and V and the
 scales in its own ways. Last, how far greedy continuations go together. Exits with 1 where ids
@@ -27,6 +27,7 @@ from engine.build import demo_model_path
 from engine.checkpoint.gguf_export import export_gguf
 from engine.documents import read_documents
 from engine.llm import LLM
+from engine.tokenizer import Tokenizer
 from engine.types import SamplingParams, SpeculativeParams
 
 LEAST_AGREEMENT = 0.97
@@ -49,25 +50,23 @@ class Scores:
 
 def main() -> int:
     given = _parser().parse_args()
-    documents = read_documents(given.documents)[: given.limit]
+    documents = read_documents(given.documents)
+    lines = [line for document in documents for line in document.split("\n") if line]
     with tempfile.TemporaryDirectory() as folder, LLM(given.model) as ours:
         file = export_gguf(given.model, Path(folder) / "model.gguf", num_layers=given.layers).path
-        theirs = llama_cpp.Llama(
-            str(file), n_ctx=0, n_threads=given.threads, logits_all=True, verbose=False
-        )
-        context = theirs.n_ctx()
-        texts, num_other_ids = [], 0
-        for document in documents:
-            ids = ours.tokenizer.encode(document)
-            num_other_ids += ids != theirs.tokenize(document.encode(), special=True)
-            texts.append(ids[: context - 1])
-        print(f"texts with other ids: {num_other_ids} of {len(documents)}")
-        agreement = _compare(
-            [_our_scores(ours, ids, given.layers) for ids in texts],
-            [_their_scores(theirs, ids) for ids in texts],
+        theirs = load_llama(file, given.threads)
+        others = lines_with_other_ids(ours.tokenizer, theirs, lines[: given.lines])
+        print(f"lines with other ids: {len(others)} of {len(lines[: given.lines])}")
+        texts = [
+            ours.tokenizer.encode(document)[: theirs.n_ctx() - 1]
+            for document in documents[: given.limit]
+        ]
+        agreement = compare(
+            [our_scores(ours, ids, given.layers) for ids in texts],
+            [their_scores(theirs, ids) for ids in texts],
         )
         _compare_greedy(ours, theirs, texts, given.layers)
-    return int(num_other_ids > 0 or agreement < LEAST_AGREEMENT)
+    return int(bool(others) or agreement < LEAST_AGREEMENT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,12 +74,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", nargs="?", type=Path, default=demo_model_path())
     parser.add_argument("--layers", type=int, help="compare the model of the first N layers")
     parser.add_argument("--documents", type=Path, default=STORIES)
+    parser.add_argument("--lines", type=int, default=1000, help="lines whose ids to compare")
     parser.add_argument("--limit", type=int, default=20, help="documents to compare")
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp")
     return parser
 
 
-def _our_scores(llm: LLM, ids: Sequence[int], layers: int | None) -> Scores:
+def load_llama(file: Path, threads: int = 1) -> llama_cpp.Llama:
+    """The model in llama.cpp, with the context that it was trained with."""
+    return llama_cpp.Llama(str(file), n_ctx=0, n_threads=threads, logits_all=True, verbose=False)
+
+
+def lines_with_other_ids(
+    tokenizer: Tokenizer, llama: llama_cpp.Llama, lines: Sequence[str]
+) -> list[str]:
+    """The lines that llama.cpp cuts in another way, or that its tokens do not give back."""
+    others = []
+    for line in lines:
+        ids = tokenizer.encode(line)
+        theirs = llama.tokenize(line.encode(), special=True)
+        if ids != theirs or llama.detokenize(ids, special=True) != line.encode():
+            others.append(line)
+    return others
+
+
+def our_scores(llm: LLM, ids: Sequence[int], layers: int | None = None) -> Scores:
+    """Our engine's, of the model of the first `layers` layers."""
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=2, exit_layer=layers)
     (generation,) = llm.generate([list(ids)], params)
     assert generation.prompt_logprobs is not None
@@ -92,7 +111,8 @@ def _our_scores(llm: LLM, ids: Sequence[int], layers: int | None) -> Scores:
     )
 
 
-def _their_scores(llama: llama_cpp.Llama, ids: Sequence[int]) -> Scores:
+def their_scores(llama: llama_cpp.Llama, ids: Sequence[int]) -> Scores:
+    """llama.cpp's, of the whole exported model."""
     llama.reset()
     llama.eval(ids)
     logits = np.array(llama.scores[: len(ids) - 1], dtype=np.float64)
@@ -103,7 +123,7 @@ def _their_scores(llama: llama_cpp.Llama, ids: Sequence[int]) -> Scores:
     return Scores(logprobs.argmax(axis=1), likelihood, first - second)
 
 
-def _compare(ours: Sequence[Scores], theirs: Sequence[Scores]) -> float:
+def compare(ours: Sequence[Scores], theirs: Sequence[Scores]) -> float:
     """Print how far the scores agree; returns the share of equal most likely tokens."""
     same = np.concatenate([a.best == b.best for a, b in zip(ours, theirs, strict=True)])
     margins = np.concatenate([scores.margin for scores in ours])

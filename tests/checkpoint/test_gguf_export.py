@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from engine.checkpoint.loader import load_checkpoint
 from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, linear_name
 from engine.checkpoint.packing import pack_checkpoint
 from engine.checkpoint.tensor_file import CHUNK_BYTES
-from engine.config import ModelConfig
+from engine.config import ModelConfig, RopeScaling
 from engine.errors import CheckpointError
 from support.checkpoints import (
     Dtype,
@@ -255,12 +254,26 @@ def test_widths_that_fill_no_block_are_refused_by_name(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["m"]
 
 
-def test_an_unsupported_variant_is_refused(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m", block_config())
-    raw = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(raw | {"activation_bits": 4}))
-    with pytest.raises(CheckpointError, match=r"v1-4bit models cannot be exported"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation_bits": 4}, "v1-4bit .*: llama.cpp rounds activations to 8 bits, not to 4"),
+        ({"hadamard": "before"}, "v3 .*: llama.cpp multiplies no Hadamard-transformed"),
+        ({"hadamard": "after"}, "v3-quantise-first .*: llama.cpp multiplies no Hadamard-"),
+        ({"hadamard": "before", "activation_bits": 4}, "v2 .*: llama.cpp multiplies no Hadamard-"),
+        ({"weights": "dense"}, "dense .*: its linears are dense"),
+        ({"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 32)}, "v1 .*: its rotary positions are"),
+    ],
+)
+def test_variants_that_llama_cpp_cannot_compute_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    powers_of_two = {"intermediate_size": 512, "num_heads": 8, "head_dim": 64}
+    source = write_model(tmp_path / "m", block_config(**powers_of_two, **changes))
+    with pytest.raises(CheckpointError, match=message) as caught:
         export_gguf(source, tmp_path / "o")
+    assert str(source) in str(caught.value) and "cannot be exported to GGUF" in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
 
 
 @pytest.mark.parametrize("value", [1e5, 1e-9])

@@ -24,6 +24,8 @@ class ByteTokens:
     def token_bytes(self, token_id: int) -> bytes:
         return self.pieces[token_id]
 
+    first_token_bytes = token_bytes
+
 
 @dataclass(frozen=True)
 class Case:

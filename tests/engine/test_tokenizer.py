@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, pre_tokenizers
 
 from engine.errors import InvalidRequestError, TokenizerError
-from engine.tokenizer import BYTE_ALPHABET, Tokenizer
+from engine.token_decoding import BYTE_ALPHABET
+from engine.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
 EOS_ID = 400
@@ -355,8 +356,11 @@ class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("decoder", "name"),
         [
-            (decoders.Metaspace(), "Metaspace"),
-            (decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]), "Sequence"),
+            (decoders.WordPiece(), "WordPiece"),
+            (
+                decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]),
+                r"Sequence\(ByteFallback, Fuse\)",
+            ),
             (None, "none"),
         ],
     )

@@ -6,13 +6,16 @@ import json
 import math
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from engine.build import load_model
 from engine.checkpoint.loader import load_checkpoint
 from engine.config import EngineConfig, ModelConfig
+from engine.documents import read_documents
 from server.cli import app
 from support.checkpoints import write_checkpoint
 from support.gguf_files import GGUFFile, block_config
@@ -175,6 +178,27 @@ def test_eval_keeps_the_best_draft_exit(packed: Path, stories: Path, tmp_path: P
     )
 
 
+def test_draft_vocab_keeps_which_tokens_are_frequent(
+    packed: Path, stories: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(packed, model)
+    done = run("draft-vocab", model, "--data", stories)
+    assert done.exit_code == 0, done.stderr
+    loaded = load_model(model, EngineConfig(draft_vocab_size=5), threads=1)
+    counts: Counter[int] = Counter()
+    for document in read_documents(stories):
+        counts.update(loaded.tokenizer.encode(document))
+    assert done.stdout.startswith(f"{counts.total()} tokens, {len(counts)} different: with 320 of")
+    special = loaded.tokenizer.special_ids
+    chosen = {*loaded.backend.draft_ids.tolist()} - special
+    loaded.backend.close()
+    assert len(chosen) == 5
+    others = [count for token, count in counts.items() if token not in chosen | special]
+    assert min(counts[token] for token in chosen) >= max(others) > 0
+    assert "cannot be read" in refusal("draft-vocab", model, "--data", tmp_path / "none.txt")
+
+
 def test_eval_refuses_what_it_cannot_do(packed: Path, stories: Path, tmp_path: Path) -> None:
     assert "exit 7" in refusal("eval", packed, "--data", stories, "--exits", "3,7")
     assert "--exits" in refusal("eval", packed, "--data", stories, "--exits", "3;6", code=2)
@@ -185,7 +209,9 @@ def test_eval_refuses_what_it_cannot_do(packed: Path, stories: Path, tmp_path: P
     assert "holds no text" in refusal("eval", packed, "--data", missing)
 
 
-@pytest.mark.parametrize("command", ["serve", "pack", "export", "inspect", "train", "eval"])
+@pytest.mark.parametrize(
+    "command", ["serve", "pack", "export", "inspect", "train", "eval", "draft-vocab"]
+)
 def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

@@ -44,12 +44,14 @@ class Precision:
         threads: int = 1,
         draft_vocab_size: int = 32,
         always_draft_ids: Sequence[int] = (),
+        draft_ranking: Sequence[int] | None = None,
     ) -> Backend:
         """A backend of this precision; the reference has but one instruction set and thread."""
         options: dict[str, Any] = {
             "kv_dtype": self.kv_dtype,
             "draft_vocab_size": draft_vocab_size,
             "always_draft_ids": always_draft_ids,
+            "draft_ranking": draft_ranking,
         }
         if self.backend == "reference":
             return ReferenceBackend(checkpoint, **options)

@@ -40,6 +40,8 @@ class CharTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return chr(FIRST_CHARACTER + token_id).encode()
 
+    first_token_bytes = token_bytes
+
 
 def char_tokenizer(vocab_size: int, special_ids: Iterable[int] = ()) -> Tokenizer:
     """A `CharTokenizer` for where the engine's own type is asked for."""

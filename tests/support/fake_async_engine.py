@@ -66,6 +66,8 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return b"<|endoftext|>" if token_id == EOS else bytes([token_id])
 
+    first_token_bytes = token_bytes
+
     def token_text(self, token_id: int) -> str:
         if 0x80 <= token_id < EOS:
             return f"bytes:\\x{token_id:02x}"

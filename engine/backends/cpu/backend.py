@@ -46,6 +46,7 @@ class CpuBackend:
         *,
         draft_vocab_size: int,
         always_draft_ids: Sequence[int] = (),
+        draft_ranking: Sequence[int] | None = None,
         threads: int | None = None,
         head_dtype: HeadDtype = "int8",
         kv_dtype: KVDtype = "fp16",
@@ -64,7 +65,9 @@ class CpuBackend:
         self.head_dtype: str = head_dtype
         self.threads = threads or len(os.sched_getaffinity(0))
         self.kv_dtype: str = kv_dtype
-        self._draft_ids = draft_vocabulary(config.vocab_size, draft_vocab_size, always_draft_ids)
+        self._draft_ids = draft_vocabulary(
+            config.vocab_size, draft_vocab_size, always_draft_ids, draft_ranking
+        )
         self._model = _native.Model(
             layers=config.num_layers,
             hidden=config.hidden_size,

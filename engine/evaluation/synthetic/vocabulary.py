@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from engine.config import EngineConfig
 from engine.documents import END_OF_TEXT
 from engine.errors import ConfigError
-from engine.tokenizer import BYTE_ALPHABET
+from engine.token_decoding import BYTE_ALPHABET
 
 _NUM_BYTES = 256
 _CONSONANTS = "tnrsldmkpbgfhvwjcz"
