@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("cpu", "reference")
 """Names in order of preference: `auto` takes the first that can run here."""
+NATIVE_VARIANTS = ("v1",)
+"""Those that the cpu backend can run; the reference backend can run all."""
 
 
 def create_backend(
@@ -33,8 +35,7 @@ def create_backend(
     The dtypes are those of the head and of the K/V cache; `auto` leaves them to the backend.
     Raises `ConfigError` for what does not exist, or cannot run here.
     """
-    if checkpoint.config.variant != "v1":
-        raise ConfigError(f"no backend can run {checkpoint.config.variant} models yet")
+    variant = checkpoint.config.variant
     if name == "auto":
         name = BACKENDS[0]
         if not has_native_kernels():
@@ -49,6 +50,13 @@ def create_backend(
                 "the native kernels were not compiled (no C++ compiler at install time): "
                 "running on the reference backend, which is many times slower"
             )
+        elif variant not in NATIVE_VARIANTS:
+            name = "reference"
+            logger.warning(
+                "the cpu backend cannot run %s models: running on the reference backend, which "
+                "is many times slower",
+                variant,
+            )
     chosen: dict[str, Any] = {"head_dtype": head_dtype, "kv_dtype": kv_dtype}
     options = {option: value for option, value in chosen.items() if value != "auto"}
     if name == "cpu":
@@ -56,6 +64,8 @@ def create_backend(
             raise ConfigError(
                 "backend 'cpu' was not compiled: install a C++ compiler, then the package again"
             )
+        if variant not in NATIVE_VARIANTS:
+            raise ConfigError(f"backend 'cpu' cannot run {variant} models; 'reference' can")
         from engine.backends.cpu.backend import CpuBackend
 
         return CpuBackend(

@@ -35,6 +35,9 @@ _SIZES = (
     "max_position_embeddings",
 )
 
+_MAX_TRANSFORMED_WIDTH = 1 << 16
+"""|Σ (Hq)·t| ≤ 127·n·√n, which 32 bits hold up to this n."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -108,6 +111,10 @@ class ModelConfig:
             if self.hadamard != "none" and width & (width - 1):
                 raise ConfigError(
                     f"a Hadamard transform needs widths that are powers of two: {name} is {width}"
+                )
+            if self.hadamard == "after" and width > _MAX_TRANSFORMED_WIDTH:
+                raise ConfigError(
+                    f"a width of {width} is too large for 32-bit sums of transformed integers"
                 )
 
     def _check_special_tokens(self) -> None:

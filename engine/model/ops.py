@@ -3,7 +3,7 @@
 Library reductions and transcendental functions may change their order or approximation with
 the number of rows, the threads, or an operand's place in memory. So each operation here is
 
-- an exact integer product, right in any order (`TernaryMatrix`: |Σ q·t| ≤ 127·K < 2²⁴),
+- an exact integer product, right in any order (`engine.model.linears`),
 - an elementwise IEEE operation (+, −, ×, ÷, √, rounding) or a maximum, which batching cannot
   change, or
 - one row's own computation on a fresh copy of that row, on one thread (`rowwise`).
@@ -11,25 +11,19 @@ the number of rows, the threads, or an operand's place in memory. So each operat
 Divisors are tensors on purpose: on some devices torch turns division by a Python number into
 multiplication by its reciprocal.
 
-Shape legend: N rows, I inputs, O outputs, D hidden, V vocabulary.
+Shape legend: N rows, D hidden, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-
-QUANTISED_MAX = 127
-"""Largest magnitude of an 8-bit activation."""
-_MIN_PEAK = 1e-6
 
 
 @contextmanager
@@ -55,55 +49,6 @@ def rowwise(function: Callable[[Tensor], Tensor], x_N: Tensor) -> Tensor:
         if x_N.shape[0] == 1:
             return function(x_N[0].clone()).unsqueeze(0)
         return torch.stack([function(row.clone()) for row in x_N.unbind()])
-
-
-def quantise(x_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit activations of each row: (integer-valued q, the row's peak a as N × 1).
-
-    a = max|x|, at least 1e-6; q = round-half-even((x · 127) / a), clamped to ±127, each step
-    rounded in float32 (MODEL.md, Quantisation).
-    """
-    peak_N1 = torch.linalg.vector_norm(x_NI, math.inf, dim=-1, keepdim=True).clamp_min_(_MIN_PEAK)
-    q_NI = (x_NI * QUANTISED_MAX).div_(peak_N1).round_().clamp_(-QUANTISED_MAX, QUANTISED_MAX)
-    return q_NI, peak_N1
-
-
-@dataclass(frozen=True, slots=True)
-class TernaryMatrix:
-    """One or several ternary linears that share an input, their outputs concatenated."""
-
-    trits_OI: Tensor
-    """−1, 0 and +1, stored as float32."""
-    scale: Tensor
-    """s of each output, or one for all; float32."""
-    levels: Tensor
-    """127, on the device."""
-    zero: Tensor
-
-    @classmethod
-    def fuse(
-        cls,
-        trits: Sequence[NDArray[np.int8]],
-        scales: Sequence[np.float32],
-        device: torch.device,
-    ) -> TernaryMatrix:
-        """Stack linears along their outputs; exact, since each output keeps its own scale."""
-        counts = [len(matrix) for matrix in trits]
-        scale = np.repeat(np.asarray(scales, dtype=np.float32), counts)
-        return cls(
-            torch.from_numpy(np.concatenate(trits).astype(np.float32)).to(device),
-            torch.from_numpy(scale[:1] if len(trits) == 1 else scale).to(device),
-            torch.tensor([float(QUANTISED_MAX)], device=device),
-            torch.zeros(1, device=device),
-        )
-
-    def __call__(self, x_NI: Tensor) -> Tensor:
-        """y = float32(Σ q·t) · c with c = (a / 127) · s (MODEL.md, Quantisation)."""
-        q_NI, peak_N1 = quantise(x_NI)
-        acc_NO = F.linear(q_NI, self.trits_OI)
-        scale_NO = (peak_N1 / self.levels).mul(self.scale)
-        # The order of a sum may decide the sign of a zero, and nothing else: 0 + makes it +0.
-        return torch.addcmul(self.zero, acc_NO, scale_NO)
 
 
 class RMSNorm:

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LM_HEAD, norm_names
+from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LM_HEAD, linear_name, norm_names
 from engine.checkpoint.source import WeightSource
-from engine.model.ops import RMSNorm, TernaryMatrix
+from engine.model.linears import DenseMatrix, Linear, TernaryMatrix
+from engine.model.ops import RMSNorm
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer; linears that share an input are fused, which is exact."""
+    """One decoder layer; linears that share an input are fused, which changes no output."""
 
     attention_norm: RMSNorm
-    qkv: TernaryMatrix
-    output: TernaryMatrix
+    qkv: Linear
+    output: Linear
     feed_forward_norm: RMSNorm
-    gate_up: TernaryMatrix
-    down: TernaryMatrix
+    gate_up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,17 @@ def load_weights(checkpoint: WeightSource, device: torch.device) -> DecoderWeigh
     def floats(name: str) -> torch.Tensor:
         return torch.from_numpy(np.array(checkpoint.tensor(name), dtype=np.float32)).to(device)
 
-    def fused(layer: int, *linears: str) -> TernaryMatrix:
+    def fused(layer: int, *linears: str) -> Linear:
+        if config.is_dense:
+            names = [linear_name(layer, linear) for linear in linears]
+            return DenseMatrix.fuse([checkpoint.tensor(name) for name in names], device)
         parts = [checkpoint.linear(layer, linear) for linear in linears]
         return TernaryMatrix.fuse(
-            [part.trits for part in parts], [part.scale for part in parts], device
+            [part.trits for part in parts],
+            [part.scale for part in parts],
+            device,
+            activation_max=config.activation_max,
+            hadamard=config.hadamard,
         )
 
     def norm(name: str) -> RMSNorm:

@@ -1,4 +1,4 @@
-"""The decoder's arithmetic on single numbers and rows."""
+"""The decoder's arithmetic on single numbers and rows, but for the linears."""
 
 import math
 
@@ -6,84 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.model.ops import (
-    RMSNorm,
-    TernaryMatrix,
-    quantise,
-    rotary_tables,
-    rotate,
-    rowwise,
-    silu,
-    single_threaded,
-)
+from engine.model.ops import RMSNorm, rotary_tables, rotate, rowwise, silu, single_threaded
 from engine.model.rotary import rotary_angles
 from support.checkpoints import tiny_config
 
 CPU = torch.device("cpu")
-
-
-def quantised(values: list[float]) -> tuple[list[float], float]:
-    q, peak = quantise(torch.tensor([values]))
-    return q[0].tolist(), peak.item()
-
-
-def test_quantise_of_a_zero_row_is_zero():
-    assert quantised([0.0, -0.0, 0.0]) == ([0.0, 0.0, 0.0], np.float32(1e-6))
-
-
-def test_quantise_takes_the_smallest_peak_for_tiny_rows():
-    q, peak = quantised([1e-7, -5e-7])
-    assert peak == np.float32(1e-6)
-    assert q == [13.0, -64.0]  # 12.7 and −63.5 (as float32: x·127/a is a tie), to even
-
-
-def test_quantise_rounds_ties_to_even():
-    # With the peak at 127, x·127/a is x itself.
-    ties = [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 63.5, 126.5]
-    q, peak = quantised([127.0, *ties])
-    assert peak == 127.0
-    assert q == [127.0, 0.0, 2.0, 2.0, -0.0, -2.0, -2.0, 64.0, 126.0]
-
-
-def test_quantise_keeps_huge_values_in_range():
-    largest = float(np.finfo(np.float32).max)
-    q, peak = quantised([largest, -largest, largest / 1000, 1.0])
-    assert peak == largest
-    # x·127 overflows to infinity, which the clamp brings back.
-    assert q == [127.0, -127.0, 127.0 / 1000 // 1, 0.0]
-
-
-def test_quantise_rounds_each_step_in_float32():
-    rng = np.random.default_rng(0)
-    x = (rng.standard_normal((200, 33)) * 10.0 ** rng.integers(-8, 8, (200, 1))).astype(np.float32)
-    peak = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-6))
-    expected = np.clip(np.rint((x * np.float32(127)) / peak), -127, 127)
-    q, actual_peak = quantise(torch.from_numpy(x))
-    np.testing.assert_array_equal(q.numpy(), expected)
-    np.testing.assert_array_equal(actual_peak.numpy(), peak)
-
-
-def test_ternary_matrix_follows_the_formula_to_the_bit():
-    rng = np.random.default_rng(1)
-    trits = [rng.integers(-1, 2, (count, 37)).astype(np.int8) for count in (5, 3, 8)]
-    scales = [np.float32(value) for value in (0.0371, 1.3, 0.11)]
-    x = rng.standard_normal((11, 37)).astype(np.float32)
-    actual = TernaryMatrix.fuse(trits, scales, CPU)(torch.from_numpy(x)).numpy()
-
-    peak = np.abs(x).max(axis=1, keepdims=True)
-    q = np.rint((x * np.float32(127)) / peak).astype(np.int64)
-    parts = [
-        (q @ matrix.T.astype(np.int64)).astype(np.float32) * ((peak / np.float32(127)) * scale)
-        for matrix, scale in zip(trits, scales, strict=True)
-    ]
-    np.testing.assert_array_equal(actual, np.concatenate(parts, axis=1))
-    assert actual.dtype == np.float32
-
-
-def test_ternary_matrix_never_gives_a_negative_zero():
-    matrix = TernaryMatrix.fuse([np.array([[1, -1], [0, 0]], np.int8)], [np.float32(1)], CPU)
-    outputs = matrix(torch.tensor([[-1.0, -1.0], [-0.0, 0.0]]))
-    assert not outputs.signbit().any()
 
 
 def test_rms_norm_and_silu_against_float64():
