@@ -12,7 +12,7 @@ _SCALE_BYTES = 4
 """int8 K/V has a scale per position and head, an int8 head one per token id."""
 _TILE_OUTPUTS = 32
 _BLOCK_INPUTS = 128
-"""The cpu backend's linears are padded to whole tiles; two bits a weight."""
+"""The cpu backend's ternary linears are padded to whole tiles; two bits a weight."""
 
 BACKEND_DTYPES = {"cpu": ("int8", "fp16"), "reference": ("fp32", "fp32")}
 """What each backend holds the head and K/V in unless told otherwise."""

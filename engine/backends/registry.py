@@ -9,13 +9,14 @@ from typing import Any
 
 from engine.backends.protocol import Backend
 from engine.checkpoint.loader import Checkpoint
+from engine.config import ModelConfig
 from engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("cpu", "reference")
 """Names in order of preference: `auto` takes the first that can run here."""
-NATIVE_VARIANTS = ("v1",)
+_NATIVE_VARIANTS = ("v1",)
 """Those that the cpu backend can run; the reference backend can run all."""
 
 
@@ -50,7 +51,7 @@ def create_backend(
                 "the native kernels were not compiled (no C++ compiler at install time): "
                 "running on the reference backend, which is many times slower"
             )
-        elif variant not in NATIVE_VARIANTS:
+        elif not can_run(name, checkpoint.config):
             name = "reference"
             logger.warning(
                 "the cpu backend cannot run %s models: running on the reference backend, which "
@@ -64,7 +65,7 @@ def create_backend(
             raise ConfigError(
                 "backend 'cpu' was not compiled: install a C++ compiler, then the package again"
             )
-        if variant not in NATIVE_VARIANTS:
+        if not can_run(name, checkpoint.config):
             raise ConfigError(f"backend 'cpu' cannot run {variant} models; 'reference' can")
         from engine.backends.cpu.backend import CpuBackend
 
@@ -97,6 +98,11 @@ def create_backend(
         )
     choices = ", ".join(("auto", *BACKENDS))
     raise ConfigError(f"backend {name!r} does not exist; choose one of: {choices}")
+
+
+def can_run(name: str, model: ModelConfig) -> bool:
+    """Whether a backend, where it is installed, can run such a model."""
+    return name == "reference" or model.variant in _NATIVE_VARIANTS
 
 
 def has_torch() -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.checkpoint.loader import Checkpoint
-from engine.checkpoint.names import LINEARS, expected_shapes, is_linear, linear_name
+from engine.checkpoint.names import LINEARS, expected_shapes, linear_name
 from engine.checkpoint.ternary import packed_shape
 from engine.errors import CheckpointError
 
@@ -49,16 +50,19 @@ class TensorReport:
     """In the file; u8 for packed linears."""
     num_bytes: int
     """In the file; a packed linear's scale counted."""
-    packed_bytes: int
-    """What `bitskip pack` makes of it."""
+    packed_bytes: int | None
+    """What `bitskip pack` makes of it; None in dense models, which it does not pack."""
     unpacked_bytes: int
     """As float32."""
+    is_ternary: bool
     trits: Trits | None
     """Of ternary linears."""
     scale: float | None
     """Of ternary linears."""
     largest: float | None
     """Greatest magnitude of a float tensor."""
+    smallest: float | None
+    """Least magnitude above zero of a float tensor; 0 where there is none."""
     error: str | None
     """Why it cannot be used."""
 
@@ -73,25 +77,25 @@ class WeightsReport:
     """Names in the files that the model has no use for."""
 
     @property
-    def linears(self) -> tuple[TensorReport, ...]:
-        """The ternary ones."""
-        return tuple(tensor for tensor in self.tensors if is_linear(tensor.name))
+    def ternary(self) -> tuple[TensorReport, ...]:
+        """The ternary linears: all linears, or none."""
+        return tuple(tensor for tensor in self.tensors if tensor.is_ternary)
 
 
 def inspect_weights(
     checkpoint: Checkpoint, progress: Progress = lambda done, total: None
 ) -> WeightsReport:
     """Read every tensor once; one that cannot be used is reported, not raised."""
-    places = {
+    ternary = {
         linear_name(layer, linear): (layer, linear)
-        for layer in range(checkpoint.config.num_layers)
+        for layer in range(0 if checkpoint.config.is_dense else checkpoint.config.num_layers)
         for linear in LINEARS
     }
     shapes = expected_shapes(checkpoint.config)
     total = sum(map(checkpoint.stored_size, shapes))
     done, tensors = 0, []
     for name, shape in shapes.items():
-        tensors.append(_report(checkpoint, name, shape, places.get(name)))
+        tensors.append(_report(checkpoint, name, shape, ternary.get(name)))
         done += checkpoint.stored_size(name)
         progress(done, total)
     checkpoint.release_pages()
@@ -107,7 +111,7 @@ def total_trits(tensors: tuple[TensorReport, ...]) -> Trits | None:
 def _report(
     checkpoint: Checkpoint, name: str, shape: tuple[int, ...], place: tuple[int, str] | None
 ) -> TensorReport:
-    trits = scale = largest = error = None
+    trits = scale = largest = smallest = error = None
     try:
         if place is not None:
             weight = checkpoint.linear(*place)
@@ -117,18 +121,14 @@ def _report(
             trits = Trits(minus, weight.trits.size - minus - plus, plus)
             scale = float(weight.scale)
         else:
-            largest = max(
-                (float(np.abs(values).max()) for values in checkpoint.float_chunks(name)),
-                default=0.0,
-            )
+            largest, smallest = _magnitudes(checkpoint.float_chunks(name))
     except CheckpointError as problem:
         error = str(problem)
     stored = checkpoint.stored_size(name)
+    packed = None if checkpoint.config.is_dense else stored
     if place is not None:
         packed = math.prod(packed_shape(shape)) + _SCALE_BYTES
         stored += _SCALE_BYTES if checkpoint.is_packed else 0
-    else:
-        packed = stored
     parts = name.split(".")
     layer = int(parts[1]) if parts[0] == "layers" else None
     return TensorReport(
@@ -141,8 +141,20 @@ def _report(
         num_bytes=stored,
         packed_bytes=packed,
         unpacked_bytes=4 * math.prod(shape),
+        is_ternary=place is not None,
         trits=trits,
         scale=scale,
         largest=largest,
+        smallest=smallest,
         error=error,
     )
+
+
+def _magnitudes(chunks: Iterator[NDArray[Any]]) -> tuple[float, float]:
+    """The greatest magnitude, and the least above zero; 0 where there is none."""
+    largest, smallest = 0.0, math.inf
+    for values in chunks:
+        magnitudes = np.abs(values)
+        largest = max(largest, float(magnitudes.max()))
+        smallest = min(smallest, float(magnitudes.min(where=magnitudes > 0, initial=np.inf)))
+    return largest, smallest if largest else 0.0

@@ -87,7 +87,10 @@ def latent_inventory(path: Path, config: ModelConfig, files: Sequence[TensorFile
     for file in files:
         for name, entry in file.entries.items():
             tensor = StoredTensor(file, entry)
-            if (canonical := canonical_name(name)) is not None:
+            canonical = canonical_name(name)
+            if canonical is None and config.is_dense and name.endswith(SCALE_SUFFIX):
+                canonical = name  # Weights that come with scales are not to be used as they are.
+            if canonical is not None:
                 found.setdefault(canonical, []).append(tensor)
                 continue
             ignored.append(tensor)
@@ -104,6 +107,10 @@ def latent_inventory(path: Path, config: ModelConfig, files: Sequence[TensorFile
 
 def packed_inventory(path: Path, config: ModelConfig, file: TensorFile) -> Inventory:
     """Match a packed file with its configuration; errors as for `latent_inventory`."""
+    if config.is_dense:
+        raise CheckpointError(
+            f"{file.path}: holds packed ternary weights, but by config.json they are dense"
+        )
     found = {name: [StoredTensor(file, entry)] for name, entry in file.entries.items()}
     config = replace(_tie_as_found(path, config, LM_HEAD in found), weights="ternary")
     expected: dict[str, _Expectation] = {}

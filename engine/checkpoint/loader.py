@@ -84,7 +84,10 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def linear(self, layer: int, linear: str) -> TernaryWeight:
-        """One ternary linear of a layer, e.g. `linear(0, "q_proj")`."""
+        """One ternary linear of a layer, e.g. `linear(0, "q_proj")`.
+
+        A dense model has none (`KeyError`): its linears are float tensors.
+        """
 
     def tensor(self, name: str) -> NDArray[Any]:
         """A float tensor: float32 and float16 as stored, bfloat16 widened exactly to float32.
@@ -160,13 +163,15 @@ class Checkpoint(ABC):
 
 
 class LatentCheckpoint(Checkpoint):
-    """A Hugging Face directory of float weights, ternarised as they are read."""
+    """A Hugging Face directory of float weights, ternarised as they are read, or dense."""
 
     is_packed = False
 
     def linear(self, layer: int, linear: str) -> TernaryWeight:
         """Ternarise one linear; what config.json and stored scales claim of it must be true."""
         name = linear_name(layer, linear)
+        if self.config.is_dense:
+            raise KeyError(f"{name} is dense: read it with tensor()")
         file, entry = self._find(name)
         dtype = _FLOAT_DTYPES[entry.tag]
         place = f"{file.path}: {name}"

@@ -27,7 +27,7 @@ _IGNORED = re.compile(r"(\.weight_scale|rotary_emb\.inv_freq|rotary_emb\.(cos|si
 
 
 def linear_name(layer: int, linear: str) -> str:
-    """Canonical name of one ternary linear, e.g. `layers.0.self_attn.q_proj.weight`."""
+    """Canonical name of one of a layer's linears, e.g. `layers.0.self_attn.q_proj.weight`."""
     block = "self_attn" if linear in _ATTENTION_LINEARS else "mlp"
     return f"layers.{layer}.{block}.{linear}.weight"
 
@@ -41,7 +41,7 @@ def norm_names(layer: int) -> tuple[str, str]:
 
 
 def is_linear(name: str) -> bool:
-    """Whether a canonical name is one of the ternary linears."""
+    """Whether a canonical name is one of the layers' linears."""
     return name.startswith("layers.") and name.endswith("_proj.weight")
 
 

@@ -35,12 +35,13 @@ Progress = Callable[[int, int], None]
 def packed_copy(source: Path, directory: Path, progress: Progress) -> Path:
     """A packed checkpoint of the same model: `source` itself, a copy made earlier, or a new one.
 
+    A dense model, which cannot be packed, is its own copy too.
     Servers that start at once make one copy: the others wait for it. A copy appears only when
     it is complete. Raises `CheckpointError` or `TokenizerError` for a model that cannot be used,
     `OSError` when the cache cannot be written, and what `progress` raises.
     """
     with load_checkpoint(source) as checkpoint:
-        if checkpoint.is_packed:
+        if checkpoint.is_packed or checkpoint.config.is_dense:
             return source
         vocab_size = checkpoint.config.vocab_size
     resolved = source.resolve()

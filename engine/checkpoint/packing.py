@@ -69,12 +69,18 @@ def pack_checkpoint(
     `progress(done, total)` is told the bytes of source data consumed so far. `dtype="fp16"`
     stores the embedding and the head in half precision; norms always keep theirs. `out` appears
     only when it is complete; an empty directory of that name is filled. Raises `CheckpointError`
-    for a source that cannot be used or is packed already, values that do not fit in fp16, and an
-    `out` that is not empty; `OSError` when writing fails or somebody else made `out` meanwhile.
+    for a source that cannot be used, is packed already or is dense, values that do not fit in
+    fp16, and an `out` that is not empty; `OSError` when writing fails or somebody else made `out`
+    meanwhile.
     """
     with load_checkpoint(source) as checkpoint:
         if checkpoint.is_packed:
             raise CheckpointError(f"{source}: is a packed checkpoint already")
+        if checkpoint.config.is_dense:
+            raise CheckpointError(
+                f"{source}: its weights are dense, and only ternary ones can be packed: serve it "
+                "as it is"
+            )
         packer = _Packer(checkpoint, dtype, progress)
         with staged_directory(out) as staging:
             packed_bytes = write_packed_file(staging / WEIGHTS_FILE, packer)

@@ -29,7 +29,10 @@ class WeightSource(Protocol):
     def config(self) -> ModelConfig: ...
 
     def linear(self, layer: int, linear: str, /) -> TernaryTensor:
-        """One of a layer's ternary linears, by its name in `names.LINEARS`."""
+        """One of a layer's ternary linears, by its name in `names.LINEARS`.
+
+        A dense model's are float tensors, by `names.linear_name`.
+        """
         ...
 
     def tensor(self, name: str, /) -> NDArray[np.floating]:

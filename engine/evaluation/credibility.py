@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from engine.checkpoint.inspection import TensorReport, WeightsReport
+from engine.checkpoint.names import is_linear
 from engine.checkpoint.ternary import SCALE_FLOOR
 from engine.evaluation.report import EvaluationReport, ExitScore
 
@@ -29,7 +30,12 @@ def weight_warnings(weights: WeightsReport) -> Iterator[str]:
             yield from _ternary_warnings(tensor)
         elif tensor.largest == 0:
             yield f"{tensor.name}: all of it is zero"
-    scales = {tensor.scale for tensor in weights.linears}
+        elif is_linear(tensor.name) and tensor.largest == tensor.smallest:
+            yield (
+                f"{tensor.name}: holds only 0 and ±{tensor.largest:g}: are these ternary weights, "
+                "which config.json calls dense?"
+            )
+    scales = {tensor.scale for tensor in weights.ternary}
     if scales == {1.0}:
         yield "the scale of every linear is exactly 1: were scales lost when it was converted?"
 

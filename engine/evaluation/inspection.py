@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.backends.memory import BACKEND_DTYPES, ServingMemory, serving_memory
 from engine.backends.protocol import draft_vocabulary
+from engine.backends.registry import can_run
 from engine.build import load_model
 from engine.checkpoint.end_tokens import with_generation_eos
 from engine.checkpoint.inspection import Progress, WeightsReport, inspect_weights
@@ -47,7 +48,7 @@ class ModelReport:
     num_draft_ids: int
     """Of the draft head."""
     memory: tuple[ServingMemory, ...]
-    """By backend, with default options."""
+    """By backend that can run it, with default options."""
     exits: InspectedExits | None
     warnings: tuple[str, ...]
 
@@ -62,8 +63,9 @@ class ModelReport:
         weights = self.weights
         sizes = {
             field: sum(getattr(tensor, field) for tensor in weights.tensors)
-            for field in ("num_bytes", "packed_bytes", "unpacked_bytes")
+            for field in ("num_bytes", "unpacked_bytes")
         }
+        packed = [each.packed_bytes for each in weights.tensors if each.packed_bytes is not None]
         tensors = [
             asdict(each) | {"trits": each.trits._asdict() if each.trits else None}
             for each in weights.tensors
@@ -74,6 +76,7 @@ class ModelReport:
             "config": self.config.to_dict(),
             "is_packed": weights.is_packed,
             **sizes,
+            "packed_bytes": sum(packed) if packed else None,
             "tensors": tensors,
             "ignored": list(weights.ignored),
             "suggested_exits": list(self.config.suggested_exits),
@@ -118,7 +121,9 @@ def inspect_model(path: Path, progress: Progress = lambda done, total: None) -> 
         draft_exit_layer=engine.draft_exit_layer,
         num_draft_ids=num_draft_ids,
         memory=tuple(
-            serving_memory(name, config, engine, num_draft_ids) for name in BACKEND_DTYPES
+            serving_memory(name, config, engine, num_draft_ids)
+            for name in BACKEND_DTYPES
+            if can_run(name, config)
         ),
         exits=None,
         warnings=tuple(warnings),

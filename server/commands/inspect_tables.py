@@ -11,17 +11,18 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from engine.checkpoint.inspection import TensorReport
+    from engine.config import ModelConfig
     from engine.evaluation.draft_exit import DraftExit
     from engine.evaluation.inspection import InspectedExits, ModelReport
 
 
 def print_report(console: Console, report: ModelReport, *, show_tensors: bool) -> None:
     """Everything, the warnings last, where they are seen."""
-    linears = report.weights.linears
+    linears = report.weights.ternary
     tables = [_facts(report), _renamed(report), _groups(report)]
-    if show_tensors:
+    if show_tensors and linears:
         tables.append(_ternary("ternary tensors", linears, lambda tensor: tensor.name))
-    else:
+    elif linears:
         tables.append(_ternary("ternary weights by kind", linears, lambda each: _short(each.kind)))
         tables.append(_ternary("and by layer", linears, lambda each: f"layer {each.layer}"))
     tables.append(_memory(report))
@@ -49,7 +50,6 @@ def _draft_advice(best: DraftExit) -> str:
 
 def _facts(report: ModelReport) -> Table:
     model, weights = report.config, report.weights
-    form = "packed" if weights.is_packed else model.weights
     head = "tied to the embedding" if model.tie_word_embeddings else "a tensor of its own"
     norm = "with" if model.exit_norm else "without"
     why = "the checkpoint's choice" if model.draft_exit_layer else "a quarter of the layers"
@@ -57,7 +57,7 @@ def _facts(report: ModelReport) -> Table:
     table = _table("", "", show_header=False)
     for label, text in (
         ("model", str(report.path)),
-        ("variant", f"{model.variant}, {form} weights, {model.activation_bits}-bit activations"),
+        ("variant", _variant(report)),
         (
             "shape",
             f"{model.num_layers} layers of {model.hidden_size}, feed-forward "
@@ -65,7 +65,7 @@ def _facts(report: ModelReport) -> Table:
             f"heads of {model.head_dim}",
         ),
         ("vocabulary", f"{model.vocab_size:,}; drafts choose from {report.num_draft_ids:,}"),
-        ("context", f"{model.max_position_embeddings:,} tokens"),
+        ("context", _context(model)),
         ("head", f"{head}; early exits {norm} the final norm"),
         ("exits", f"1 to {model.num_layers}, for instance {_list(model.suggested_exits)}"),
         ("draft exit", f"{report.draft_exit_layer} ({why})"),
@@ -75,8 +75,28 @@ def _facts(report: ModelReport) -> Table:
     return table
 
 
+def _variant(report: ModelReport) -> str:
+    model = report.config
+    if model.is_dense:
+        return "dense weights, used as they are"
+    form = "packed" if report.weights.is_packed else model.weights
+    text = f"{model.variant}, {form} weights, {model.activation_bits}-bit activations"
+    if model.hadamard == "none":
+        return text
+    return f"{text}, Hadamard-transformed {model.hadamard} quantisation"
+
+
+def _context(model: ModelConfig) -> str:
+    text, scaling = f"{model.max_position_embeddings:,} tokens", model.rope_scaling
+    if scaling is None:
+        return text
+    original = scaling.original_max_position_embeddings
+    return f"{text}, rotary positions stretched {scaling.factor:g} times from {original:,}"
+
+
 def _groups(report: ModelReport) -> Table:
-    table = _table("tensors", "number", "shape", "dtype", "MB", "packed MB", "fp32 MB")
+    packed = () if report.config.is_dense else ("packed MB",)
+    table = _table("tensors", "number", "shape", "dtype", "MB", "fp32 MB", *packed)
     for kind, members in _grouped(report.weights.tensors, lambda tensor: tensor.kind).items():
         table.add_row(
             _short(kind),
@@ -187,12 +207,12 @@ def _table(first: str, *others: str, show_header: bool = True) -> Table:
     return table
 
 
-def _sizes(tensors: tuple[TensorReport, ...]) -> tuple[str, str, str]:
-    return (
-        f"{sum(each.num_bytes for each in tensors) / 1e6:,.2f}",
-        f"{sum(each.packed_bytes for each in tensors) / 1e6:,.2f}",
-        f"{sum(each.unpacked_bytes for each in tensors) / 1e6:,.2f}",
-    )
+def _sizes(tensors: tuple[TensorReport, ...]) -> list[str]:
+    """As stored and as float32, and packed if that can be."""
+    sums = [sum(each.num_bytes for each in tensors), sum(each.unpacked_bytes for each in tensors)]
+    packed = [each.packed_bytes for each in tensors if each.packed_bytes is not None]
+    sums += [sum(packed)] if packed else []
+    return [f"{each / 1e6:,.2f}" for each in sums]
 
 
 def _short(kind: str) -> str:
