@@ -82,6 +82,8 @@ NATIVE = tuple(
     Precision("cpu", head_dtype, kv_dtype)
     for head_dtype, kv_dtype in product(("int8", "bf16", "fp32"), ("fp16", "int8"))
 )
+FAMILY = (REFERENCE[0],)
+"""One precision of each backend that runs every variant of the family."""
 
 
 def each_precision(*precisions: Precision) -> pytest.MarkDecorator:

@@ -14,6 +14,7 @@ from support.fake_backend import FakeBackend, fake_config
 from support.letters import letters_tokenizer
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.oracle import FromScratch
+from support.variants import VARIANTS
 
 Family = Literal["fake", "reference", "cpu"]
 
@@ -33,6 +34,8 @@ class ModelSpec:
     agreement: float = 0.8
     repeats: bool = False
     draft_vocab_size: int | None = None
+    variant: str = "v1"
+    """A key of `VARIANTS`; fake models have none."""
     threads: int = 1
     isa: str = "scalar"
 
@@ -47,7 +50,7 @@ def make_model(family: Family, spec: ModelSpec) -> Model:
     """The model of a specification; one object each, so that its oracle remembers."""
     vocab_size = FAKE_VOCAB if family == "fake" else REAL_VOCAB
     return Model(
-        _config(family),
+        _config(family, spec),
         letters_tokenizer(vocab_size),
         lambda: _make_backend(family, spec),
         _scratch(family, replace(spec, draft_vocab_size=None, threads=1, isa="scalar")),
@@ -61,18 +64,19 @@ def _scratch(family: Family, spec: ModelSpec) -> FromScratch:
     return FromScratch(lambda: backend)
 
 
-def _config(family: Family) -> ModelConfig:
+def _config(family: Family, spec: ModelSpec) -> ModelConfig:
     if family == "fake":
         return fake_config(FAKE_VOCAB, num_layers(family), 160, (FAKE_VOCAB - 1,))
     return tiny_config(
         num_layers=num_layers(family),
         vocab_size=REAL_VOCAB,
         eos_token_ids=(REAL_VOCAB - 1,),
+        **VARIANTS[spec.variant],
     )
 
 
 def _make_backend(family: Family, spec: ModelSpec, keep_log: bool = True) -> Backend:
-    config = _config(family)
+    config = _config(family, spec)
     if family == "fake":
         return FakeBackend(
             config,

@@ -327,10 +327,12 @@ THEMES: Mapping[str, Theme] = MappingProxyType(
 )
 
 
-def make_history(family: Family, themes: tuple[str, ...], seed: int) -> History:
-    """A history in which all the `themes` come together."""
+def make_history(
+    family: Family, themes: tuple[str, ...], seed: int, variant: str = "v1"
+) -> History:
+    """A history in which all the `themes` come together, alike for every variant."""
     rng = random.Random(f"{family} {themes} {seed}")
-    spec = ModelSpec(agreement=rng.choice((0.45, 0.7, 0.85)))
+    spec = ModelSpec(agreement=rng.choice((0.45, 0.7, 0.85)), variant=variant)
     if family == "cpu":
         spec = replace(spec, threads=rng.randint(1, 4), isa=rng.choice(instruction_sets()))
     draft = HistoryDraft(

@@ -15,6 +15,7 @@ from engine.checkpoint.names import (
     FINAL_NORM,
     LINEARS,
     LM_HEAD,
+    linear_name,
     linear_shape,
     norm_names,
 )
@@ -46,7 +47,7 @@ class MemoryTernary:
 
 
 class MemoryCheckpoint:
-    """Random weights from `seed`, behind the interface of a loaded checkpoint.
+    """Random weights from `seed`, ternary or dense, behind the interface of a loaded checkpoint.
 
     With `agreement_after=k`, what layers ≥ k add to the residual is multiplied by `damping`, so
     that exits ≥ k mostly predict what the full depth does: the smaller, the more often.
@@ -68,11 +69,15 @@ class MemoryCheckpoint:
             damped = agreement_after is not None and layer >= agreement_after
             for linear in LINEARS:
                 shape = linear_shape(config, linear)
+                shrink = damping if damped and linear in ("o_proj", "down_proj") else 1.0
+                if config.is_dense:
+                    gain = shrink / math.sqrt(shape[1])
+                    values = (rng.standard_normal(shape) * gain).astype(np.float32)
+                    self._tensors[linear_name(layer, linear)] = values
+                    continue
                 trits = rng.choice(np.array([-1, 0, 1], np.int8), shape, p=(0.3, 0.4, 0.3))
                 # About unit gain: 0.6 of the inputs take part.
-                scale = rng.uniform(0.8, 1.2) / math.sqrt(0.6 * shape[1])
-                if damped and linear in ("o_proj", "down_proj"):
-                    scale *= damping
+                scale = rng.uniform(0.8, 1.2) / math.sqrt(0.6 * shape[1]) * shrink
                 self._linears[layer, linear] = MemoryTernary(trits, np.float32(scale))
             for name in norm_names(layer):
                 self._tensors[name] = rng.uniform(0.7, 1.3, hidden).astype(np.float32)

@@ -42,25 +42,26 @@ _ADDRESS = re.compile(r"address +((?:https?:|unix:)\S+)")
 _START_S = 60.0
 
 
-def service_config() -> ModelConfig:
+def service_config(**changes: Any) -> ModelConfig:
     """Six layers, and a context long enough for requests that are still running when asked."""
     return tiny_config(
         vocab_size=VOCAB_SIZE,
         num_layers=NUM_LAYERS,
         max_position_embeddings=CONTEXT,
         eos_token_ids=(VOCAB_SIZE - 1,),
+        **changes,
     )
 
 
-def write_model(path: Path) -> Path:
+def write_model(path: Path, **changes: Any) -> Path:
     """An unpacked checkpoint with a tokenizer, whose exits from 2 on often agree."""
-    write_checkpoint(path, service_config(), seed=3, agreement_after=2, damping=0.15)
+    write_checkpoint(path, service_config(**changes), seed=3, agreement_after=2, damping=0.15)
     return write_tokenizer(path, VOCAB_SIZE)
 
 
-def write_packed_model(path: Path) -> Path:
+def write_packed_model(path: Path, **changes: Any) -> Path:
     """The same model as `write_model`, packed."""
-    pack_checkpoint(write_model(path.with_name(f"{path.name}-source")), path)
+    pack_checkpoint(write_model(path.with_name(f"{path.name}-source"), **changes), path)
     return path
 
 
