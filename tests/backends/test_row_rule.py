@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from engine.backends.protocol import Backend, Draw, Residuals, Row, Sweep
 from engine.config import ModelConfig
-from support.backend_variants import NATIVE, REFERENCE, Precision, each_precision
+from support.backend_variants import FAMILY, NATIVE, REFERENCE, Precision, each_precision
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.sequences import assert_same_bits, token_rows
+from support.variants import VARIANTS
 
 SHAPES = {
     "even": tiny_config(num_layers=3, vocab_size=97),
@@ -44,6 +45,15 @@ SHAPES = {
         num_kv_heads=2,
         head_dim=34,
     ),
+}
+VARIANT_SHAPE = {
+    "num_layers": 3,
+    "vocab_size": 211,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
 }
 LENGTHS = {"reference": (1, 7, 19, 37), "cpu": (1, 7, 37, 70)}
 NUM_CASES = {"reference": 12, "cpu": 20}
@@ -151,23 +161,33 @@ def together(
     return readings
 
 
-@each_precision()
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.usefixtures("restore_threads")
-def test_rows_do_not_depend_on_their_company(shape: str, precision: Precision) -> None:
-    config: ModelConfig = SHAPES[shape]
-    rng = np.random.default_rng(len(shape))
+def check_rows(config: ModelConfig, precision: Precision, num_cases: int) -> None:
+    rng = np.random.default_rng(config.vocab_size)
     backends = precision.make_all(MemoryCheckpoint(config), always_draft_ids=(90, 95))
     lengths = LENGTHS[precision.backend]
     sequences = [rng.integers(0, config.vocab_size, length).tolist() for length in lengths]
     depths = [config.num_layers, 1, config.num_layers, config.num_layers - 1]
     expected = [alone(backends[-1], *pair) for pair in zip(sequences, depths, strict=True)]
-    for case in range(NUM_CASES[precision.backend]):
+    for case in range(num_cases):
         actual = together(backends[case % len(backends)], sequences, depths, rng)
         for mine, one in zip(actual, expected, strict=True):
             mine.assert_equals(one)
     for backend in backends:
         backend.close()
+
+
+@each_precision()
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("restore_threads")
+def test_rows_do_not_depend_on_their_company(shape: str, precision: Precision) -> None:
+    check_rows(SHAPES[shape], precision, NUM_CASES[precision.backend])
+
+
+@each_precision(*FAMILY)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "v1"])
+@pytest.mark.usefixtures("restore_threads")
+def test_nor_do_those_of_any_variant(variant: str, precision: Precision) -> None:
+    check_rows(tiny_config(**VARIANT_SHAPE, **VARIANTS[variant]), precision, 4)
 
 
 @each_precision(REFERENCE[0], NATIVE[0])

@@ -8,12 +8,13 @@ from itertools import combinations
 import pytest
 
 from engine.types import FinishReason, TokenSource
-from support.backend_variants import needs_native
+from support.backend_variants import FAMILY, Precision, each_precision, needs_native
 from support.coverage_record import Coverage
 from support.engine_runs import EngineRun, differences
 from support.fake_backend import FakeBackend
 from support.history_models import Family, make_model
 from support.lossless_histories import THEMES, make_history
+from support.variants import VARIANTS
 
 PAIRS = tuple(combinations(THEMES, 2))
 NAMES = tuple(THEMES)
@@ -33,12 +34,24 @@ REFERENCE_PAIRS = pairs_at(5)
 NATIVE_PAIRS = pairs_at(2, 5, 9, 11)
 
 
+VARIANT_PAIRS = (
+    ("draft_lengths", "small_pool"),
+    ("exits", "shared_prompts"),
+    ("draft_exits", "chunks"),
+    ("crowd", "auto_or_off"),
+    ("draft_lengths", "sampled"),
+    ("ngrams", "prompt_logprobs"),
+    ("aborts", "draft_vocabulary"),
+)
+"""What touches the layers most: drafts of all depths, rollback, preemption, chunks, hits."""
+
+
 @cache
 def run_history(
-    family: Family, themes: tuple[str, str], seed: int = 0
+    family: Family, themes: tuple[str, str], variant: str = "v1"
 ) -> tuple[list[str], Coverage]:
     """Run a history; what was wrong with its answers, and what it saw."""
-    history = make_history(family, themes, seed)
+    history = make_history(family, themes, 0, variant)
     model = make_model(family, history.spec)
     backend = model.make_backend()
     run = EngineRun(model, backend, history.config, history.seed)
@@ -75,10 +88,22 @@ def test_native_backend_equals_the_oracle(themes: tuple[str, str]) -> None:
     assert wrong == []
 
 
-def total(family: Family, pairs: tuple[tuple[str, str], ...]) -> Coverage:
+@each_precision(*FAMILY)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "v1"])
+def test_every_variant_equals_the_oracle(variant: str, precision: Precision) -> None:
+    for themes in VARIANT_PAIRS:
+        wrong, _ = run_history(precision.backend, themes, variant)
+        assert wrong == [], themes
+    seen = total(precision.backend, VARIANT_PAIRS, variant)
+    assert 0.2 < seen.acceptance_rate < 0.9
+    assert min(seen.sources[source] for source in TokenSource) > 10
+    assert seen.events["preemption"] and seen.prefix["equal"]
+
+
+def total(family: Family, pairs: tuple[tuple[str, str], ...], variant: str = "v1") -> Coverage:
     coverage = Coverage()
     for themes in pairs:
-        coverage += run_history(family, themes)[1]
+        coverage += run_history(family, themes, variant)[1]
     return coverage
 
 
