@@ -10,18 +10,30 @@ from engine.backends.memory import kv_bytes, serving_memory
 from engine.backends.reference import ReferenceBackend
 from engine.backends.registry import has_native_kernels
 from engine.config import EngineConfig
+from engine.model.linears import DenseMatrix
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
+from support.variants import VARIANTS
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_reference_backend_takes_what_is_foretold(tied: bool) -> None:
-    model = tiny_config(tie_word_embeddings=tied)
+@pytest.mark.parametrize(
+    ("variant", "tied"), [("v1", False), ("v1", True), ("v3", False), ("dense", True)]
+)
+def test_the_reference_backend_takes_what_is_foretold(variant: str, tied: bool) -> None:
+    model = tiny_config(tie_word_embeddings=tied, **VARIANTS[variant])
     engine = EngineConfig().resolve(model)
     backend = ReferenceBackend(MemoryCheckpoint(model), draft_vocab_size=8)
     backend.allocate(engine.num_blocks, engine.block_size, 1)
     memory = serving_memory("reference", model, engine, len(backend.draft_ids))
     assert (memory.head_dtype, memory.kv_dtype) == (backend.head_dtype, backend.kv_dtype)
     assert memory.kv == backend._keys.nbytes + backend._values.nbytes
+    weights = backend._decoder.weights
+    held = weights.embedding_VD.nbytes + weights.final_norm._gain_D.nbytes
+    for layer in weights.layers:
+        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            matrix = linear.weight_OI if isinstance(linear, DenseMatrix) else linear.trits_OI  # pyright: ignore[reportFunctionMemberAccess]
+            held += matrix.nbytes
+        held += layer.attention_norm._gain_D.nbytes + layer.feed_forward_norm._gain_D.nbytes
+    assert memory.weights == held
     assert memory.head == (0 if tied else backend._head_VD.nbytes)
     assert memory.draft_head == backend._draft_head_VD.nbytes
 

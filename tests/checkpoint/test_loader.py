@@ -68,6 +68,20 @@ def test_every_tensor_comes_back(tmp_path: Path, dtype: Dtype, num_shards: int) 
                 assert weight.scale == scale
 
 
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dense_linears_are_tensors(tmp_path: Path, dtype: Dtype, num_shards: int) -> None:
+    config = tiny_config(weights="dense")
+    path = write_checkpoint(tmp_path / "m", config, 4, dtype, num_shards=num_shards)
+    with load_checkpoint(path) as checkpoint:
+        assert checkpoint.config == config
+        for name, values in random_tensors(config, 4).items():
+            assert np.array_equal(checkpoint.tensor(name), stored_values(values, dtype))
+            assert checkpoint.stored_dtype(name) == dtype
+        with pytest.raises(KeyError, match="is dense"):
+            checkpoint.linear(0, "q_proj")
+
+
 @pytest.mark.parametrize(("dtype", "mapped"), [("fp32", True), ("fp16", True), ("bf16", False)])
 def test_tensors_are_mapped_where_the_dtype_allows(
     tmp_path: Path, dtype: Dtype, mapped: bool
@@ -125,10 +139,11 @@ def test_scales_and_rotary_buffers_beside_latent_weights_are_ignored(tmp_path: P
 
 @pytest.mark.parametrize("claimed", [True, False])
 @pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize("weights", ["latent", "dense"])
 def test_the_file_decides_whether_the_head_is_tied(
-    tmp_path: Path, claimed: bool, present: bool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, claimed: bool, present: bool, weights: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = tiny_config(tie_word_embeddings=not present)
+    config = tiny_config(tie_word_embeddings=not present, weights=weights)
     path = write_checkpoint(tmp_path / "m", config)
     claim = replace(config, tie_word_embeddings=claimed)
     (path / "config.json").write_text(json.dumps(claim.to_dict()))

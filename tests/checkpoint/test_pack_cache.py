@@ -70,6 +70,13 @@ def test_a_packed_model_is_its_own_copy(source: Path, cache: Path) -> None:
     assert len(contents(cache)) == 1
 
 
+def test_a_dense_model_is_served_as_it_is(tmp_path: Path, cache: Path) -> None:
+    source = write_model(tmp_path / "dense", weights="dense")
+    told = Told()
+    assert packed_copy(source, cache, told) == source
+    assert told.calls == [] and not cache.exists()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_changed_source_is_packed_anew_and_its_old_copy_goes(
     source: Path, cache: Path, name: str

@@ -26,6 +26,7 @@ from support.checkpoints import (
     write_checkpoint,
     write_safetensors,
 )
+from support.variants import VARIANTS, variant_config
 
 DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16")
 WEIGHTS = "model.safetensors"
@@ -42,6 +43,16 @@ def float_names(checkpoint: Checkpoint) -> list[str]:
     for layer in range(checkpoint.config.num_layers):
         names += [f"layers.{layer}.{kind}_layernorm.weight" for kind in ("input", "post_attention")]
     return names
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "dense"])
+def test_packing_keeps_the_variant(tmp_path: Path, variant: str) -> None:
+    config = variant_config(variant)
+    source = write_checkpoint(tmp_path / "m", config)
+    pack_checkpoint(source, tmp_path / "packed")
+    with load_checkpoint(source) as latent, open_packed(tmp_path / "packed") as packed:
+        assert packed.config == replace(config, weights="ternary")
+        assert packed.config.variant == latent.config.variant == variant
 
 
 @pytest.mark.parametrize("tied", [True, False])

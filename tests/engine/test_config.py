@@ -192,6 +192,9 @@ def test_resolve_keeps_what_was_said() -> None:
 def test_resolve_fits_long_contexts_and_shallow_models() -> None:
     config = EngineConfig().resolve(fake_config(num_layers=1, max_position_embeddings=8192))
     assert (config.kv_cache_tokens, config.draft_exit_layer) == (4 * 8192, 1)
+    for context, tokens in ((16_384, 65_536), (40_000, 65_536), (131_072, 131_072)):
+        model = fake_config(max_position_embeddings=context)
+        assert EngineConfig().resolve(model).kv_cache_tokens == tokens
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_saved_model_answers_as_it_does_there(
 def saved(path: Path, config: Any, dtype: torch.dtype) -> tuple[Path, torch.nn.Module]:
     """A random model, saved in shards of 40 kB; and the same, read back as float32."""
     torch.manual_seed(5)
-    model = LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -17,7 +17,7 @@ from engine.checkpoint.loader import load_checkpoint
 from engine.config import EngineConfig, ModelConfig
 from engine.documents import read_documents
 from server.cli import app
-from support.checkpoints import write_checkpoint
+from support.checkpoints import tiny_config, write_checkpoint
 from support.gguf_files import GGUFFile, block_config
 from support.served_process import NUM_LAYERS, write_model
 from support.tokenizers import write_tokenizer
@@ -80,6 +80,8 @@ def test_pack_overwrites_nothing(model: Path, packed: Path) -> None:
 
 def test_pack_refuses_what_it_cannot_pack(model: Path, packed: Path, tmp_path: Path) -> None:
     assert "packed checkpoint already" in refusal("pack", packed, tmp_path / "out")
+    dense = write_checkpoint(tmp_path / "dense", tiny_config(weights="dense"))
+    assert "its weights are dense" in refusal("pack", dense, tmp_path / "out")
     missing = tmp_path / "missing"
     assert f"{missing}: no such directory" in refusal("pack", missing, tmp_path / "out")
     assert "--dtype" in refusal("pack", model, tmp_path / "out", "--dtype", "fp8", code=2)

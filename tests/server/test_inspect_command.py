@@ -18,15 +18,18 @@ from engine.checkpoint.packing import pack_checkpoint
 from engine.config import ModelConfig
 from server.cli import app
 from support.checkpoints import (
+    Dtype,
     random_tensors,
     raw_tensor,
     read_safetensors,
+    stored_values,
     tiny_config,
     write_checkpoint,
     write_safetensors,
 )
 from support.served_process import ROOT, write_model
 from support.tokenizers import write_tokenizer
+from support.variants import LLAMA3_ROPE, variant_config
 
 VOCAB_SIZE = 320
 LINEAR = "layers.1.mlp.up_proj.weight"
@@ -91,6 +94,48 @@ def test_counts_and_sizes_are_those_of_the_weights(tmp_path: Path) -> None:
         assert metadata is not None
         assert report["num_bytes"] == sum(len(tensor.data) for tensor in stored.values())
     assert latent_report["packed_bytes"] == packed_report["num_bytes"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_dense_models_have_no_trits(tmp_path: Path, dtype: Dtype) -> None:
+    model = tiny_config(
+        weights="dense", vocab_size=VOCAB_SIZE, num_layers=2, rope_scaling=LLAMA3_ROPE
+    )
+    path = write_tokenizer(write_checkpoint(tmp_path / "model", model, dtype=dtype), VOCAB_SIZE)
+    report = report_of(path)
+    assert (report["variant"], report["warnings"], report["packed_bytes"]) == ("dense", [], None)
+    for each in report["tensors"]:
+        values = np.abs(stored_values(random_tensors(model)[each["name"]], dtype))
+        assert (each["is_ternary"], each["trits"], each["scale"]) == (False, None, None)
+        assert each["largest"] == values.max() and each["smallest"] == values[values > 0].min()
+        assert each["num_bytes"] == values.size * (4 if dtype == "fp32" else 2)
+        assert each["packed_bytes"] is None
+    shown = run(path, "--tensors").stdout
+    assert "dense weights" in shown and "packed MB" not in shown and "ternary" not in shown
+    assert "stretched 8 times from 100" in shown
+
+
+@pytest.mark.parametrize("variant", ["v2", "v3-quantise-first"])
+def test_the_variant_is_told(tmp_path: Path, variant: str) -> None:
+    model = variant_config(variant, vocab_size=VOCAB_SIZE)
+    path = write_tokenizer(write_checkpoint(tmp_path / "model", model), VOCAB_SIZE)
+    report = report_of(path)
+    assert report["variant"] == variant and report["warnings"] == []
+    for each in report["tensors"]:
+        if is_linear(each["name"]):
+            assert each["trits"] == counted(random_tensors(model)[each["name"]])
+    order = {"v2": "before", "v3-quantise-first": "after"}[variant]
+    bits = {"v2": 4, "v3-quantise-first": 8}[variant]
+    shown = " ".join(run(path).stdout.split())
+    assert f"{bits}-bit activations, Hadamard-transformed {order} quantisation" in shown
+
+
+def test_ternary_weights_that_are_called_dense(tmp_path: Path) -> None:
+    def ternary(name: str, values: Values) -> Values:
+        return np.sign(np.round(values * 9)) * np.float32(0.5) if name == LINEAR else values
+
+    (warning,) = report_of(write_changed(tmp_path / "model", ternary, weights="dense"))["warnings"]
+    assert warning.startswith(f"{LINEAR}: holds only 0 and ±0.5: ")
 
 
 def test_names_that_are_mapped_and_ignored(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from support.checkpoints import RawTensor, raw_tensor, read_safetensors, write_safetensors
-from support.served_process import NUM_LAYERS, run_command, write_model
+from support.served_process import NUM_LAYERS, run_command, write_model, write_packed_model
+from support.variants import POWERS_OF_TWO, VARIANTS
 
 WEIGHTS = "model.safetensors"
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -120,6 +121,36 @@ def test_a_model_that_cannot_be_served(
     message = refusal(model, "--port", "0")
     for word in (str(model), *words):
         assert word in message
+
+
+FAMILY_DAMAGES = [
+    ("v2", "truncated"),
+    ("v3", "NaN"),
+    ("v3-quantise-first", "renamed"),
+    ("dense", "NaN"),
+    ("dense", "renamed"),
+    ("dense", "pickle"),
+]
+
+
+@pytest.mark.parametrize(("variant", "damage"), FAMILY_DAMAGES)
+def test_a_variant_that_cannot_be_served(variant: str, damage: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", **POWERS_OF_TWO, **VARIANTS[variant])
+    apply, words = DAMAGES[damage]
+    apply(model)
+    message = refusal(model, "--port", "0", "--backend", "reference")
+    for word in (str(model), *words):
+        assert word in message
+
+
+def test_a_packed_model_with_a_broken_scale(tmp_path: Path) -> None:
+    model = write_packed_model(tmp_path / "model", **POWERS_OF_TWO, **VARIANTS["v2"])
+    tensors, metadata = read_safetensors(model / WEIGHTS)
+    name = "layers.1.mlp.down_proj.weight_scale"
+    tensors[name] = raw_tensor(np.array([np.nan], np.float32), "fp32")
+    write_safetensors(model / WEIGHTS, tensors, metadata)
+    message = refusal(model, "--port", "0", "--backend", "reference")
+    assert f"{model / WEIGHTS}: {name}: must be a positive number, not nan" in message
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,15 @@ from engine.config import EngineConfig
 from engine.llm import LLM
 from engine.types import SamplingParams
 from support.served_process import write_model
+from support.variants import POWERS_OF_TWO, VARIANTS
 
 
-@pytest.mark.parametrize("exit_layer", [2, None])
-def test_packing_changes_no_token(tmp_path: Path, exit_layer: int | None) -> None:
-    model = write_model(tmp_path / "model")
+@pytest.mark.parametrize(
+    ("variant", "exit_layer"),
+    [("v1", 2), ("v1", None), ("v2", None), ("v2-quantise-first", 2), ("v3", 2)],
+)
+def test_packing_changes_no_token(tmp_path: Path, variant: str, exit_layer: int | None) -> None:
+    model = write_model(tmp_path / "model", **POWERS_OF_TWO, **VARIANTS[variant])
     summary = pack_checkpoint(model, tmp_path / "packed")
     assert summary.packed_bytes < summary.source_bytes / 2
     greedy = SamplingParams(

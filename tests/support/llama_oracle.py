@@ -119,7 +119,8 @@ def llama_config(config: ModelConfig) -> LlamaConfig:
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling is not None:
         rope = {"rope_type": "llama3"} | asdict(config.rope_scaling)
-    return LlamaConfig(
+    config_class: Any = LlamaConfig  # Its fields are not all declared.
+    return config_class(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,

@@ -60,7 +60,8 @@ class ParityTable:
         self.rows.append((model, backend, parity))
 
     def __str__(self) -> str:
-        models, backends = (max(len(row[i]) for row in self.rows) for i in (0, 1))
+        models = max(len(model) for model, _, _ in self.rows)
+        backends = max(len(backend) for _, backend, _ in self.rows)
         lines = [
             f"{self.title}",
             f"{'model':{models}}  {'backend':{backends}}  {'rows':>5}  {'max error':>9}  "
