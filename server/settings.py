@@ -207,7 +207,9 @@ class ServerSettings(BaseSettings):
 
     max_num_seqs: int = _option(BATCHING, "Choices that may run at once.", 256)
     kv_cache_tokens: int | None = _option(
-        BATCHING, "Positions that the K/V cache holds. Default: four contexts, 16384 at least."
+        BATCHING,
+        "Positions that the K/V cache holds. Default: four contexts, 16384 to 65536, but never "
+        "less than one context.",
     )
     block_size: int = _option(BATCHING, "Positions per K/V block.", 16)
     prefix_caching: bool = _option(BATCHING, "Reuse the K/V of prompts that begin alike.", True)

@@ -24,7 +24,8 @@ class EngineConfig:
     kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     """What K/V is rounded to, once, on writing."""
     kv_cache_tokens: int | None = None
-    """Positions that the K/V pool holds; None: four full contexts, at least 16,384."""
+    """Positions that the K/V pool holds; None: four full contexts, but within 16,384 and 65,536,
+    and always one."""
     max_num_seqs: int = 256
     """Choices that may run at once."""
     max_model_len: int | None = None
@@ -63,7 +64,7 @@ class EngineConfig:
             raise ConfigError(f"max_model_len must lie in 1..{context}, the trained context")
         tokens = self.kv_cache_tokens
         if tokens is None:
-            tokens = max(4 * max_model_len, 16_384)
+            tokens = max(max_model_len, min(max(4 * max_model_len, 16_384), 65_536))
         if tokens < max_model_len:
             raise ConfigError(
                 f"kv_cache_tokens {tokens} cannot hold one request of max_model_len {max_model_len}"
