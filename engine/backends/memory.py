@@ -31,7 +31,7 @@ class ServingMemory:
     """Further bytes for drafting: 0 where drafts read the head's own rows."""
     kv_dtype: str
     kv: int
-    """The whole K/V pool; on the cpu backend resident only as far as it is used."""
+    """The whole K/V pool; on a CPU resident only as far as it is used."""
     num_kv_tokens: int
 
     @property

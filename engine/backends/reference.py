@@ -19,6 +19,7 @@ from engine.model.decoder import Decoder, Placement
 from engine.model.weights import load_weights
 
 _KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_NUMPY_DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
 class ReferenceBackend:
@@ -75,7 +76,7 @@ class ReferenceBackend:
     def allocate(self, num_blocks: int, block_size: int, num_states: int) -> None:
         """Make room for K/V blocks of `block_size` positions and for saved exit states.
 
-        What earlier calls allocated is dropped.
+        What earlier calls allocated is dropped. On a CPU, memory becomes resident as it is used.
         """
         config = self.config
         shape = (
@@ -86,8 +87,7 @@ class ReferenceBackend:
             config.head_dim,
         )
         self._block_size = block_size
-        self._keys = torch.zeros(shape, dtype=_KV_DTYPES[self.kv_dtype], device=self._device)
-        self._values = torch.zeros(shape, dtype=_KV_DTYPES[self.kv_dtype], device=self._device)
+        self._keys, self._values = self._zeros(shape), self._zeros(shape)
         self._states = torch.zeros(num_states, config.hidden_size, device=self._device)
 
     @torch.inference_mode()
@@ -154,6 +154,13 @@ class ReferenceBackend:
     def close(self) -> None:
         """Release K/V and exit states; the backend is not used afterwards."""
         self._keys = self._values = self._states = torch.empty(0)
+
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Cache of K or V: numpy's zeros are pages that nobody has touched yet, torch's are not."""
+        dtype = _KV_DTYPES[self.kv_dtype]
+        if self._device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=self._device)
+        return torch.from_numpy(np.zeros(shape, dtype=_NUMPY_DTYPES[self.kv_dtype]))
 
     def _check(self, row: Row) -> None:
         if not 0 <= row.first < row.last <= self.config.num_layers:

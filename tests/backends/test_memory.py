@@ -10,7 +10,7 @@ from engine.backends.memory import kv_bytes, serving_memory
 from engine.backends.reference import ReferenceBackend
 from engine.backends.registry import has_native_kernels
 from engine.config import EngineConfig
-from engine.model.linears import DenseMatrix
+from engine.model.linears import DenseMatrix, TernaryMatrix
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.variants import VARIANTS
 
@@ -30,8 +30,10 @@ def test_the_reference_backend_takes_what_is_foretold(variant: str, tied: bool) 
     held = weights.embedding_VD.nbytes + weights.final_norm._gain_D.nbytes
     for layer in weights.layers:
         for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
-            matrix = linear.weight_OI if isinstance(linear, DenseMatrix) else linear.trits_OI  # pyright: ignore[reportFunctionMemberAccess]
-            held += matrix.nbytes
+            assert isinstance(linear, TernaryMatrix | DenseMatrix)
+            held += (
+                linear.weight_OI if isinstance(linear, DenseMatrix) else linear.trits_OI
+            ).nbytes
         held += layer.attention_norm._gain_D.nbytes + layer.feed_forward_norm._gain_D.nbytes
     assert memory.weights == held
     assert memory.head == (0 if tied else backend._head_VD.nbytes)
