@@ -27,7 +27,7 @@ from support.parity_table import ParityTable, measure, printed_table
 from support.sequences import sequence_logits
 from support.variants import LLAMA3_ROPE
 
-SHAPE = tiny_config(weights="dense", num_layers=4, rope_theta=20_000.0, rms_norm_eps=1e-5)
+SHAPE = tiny_config(weights="dense", num_layers=3, rope_theta=20_000.0, rms_norm_eps=1e-5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,9 +105,9 @@ def saved(path: Path, config: Any, dtype: torch.dtype) -> tuple[Path, torch.nn.M
     torch.manual_seed(5)
     model: Any = LlamaForCausalLM(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
+                parameter.normal_(std=(2 if "embed" in name else 1) * parameter.shape[1] ** -0.5)
             else:
                 parameter.uniform_(0.7, 1.3)
     model.to(dtype).save_pretrained(path, max_shard_size="40KB")
