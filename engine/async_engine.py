@@ -149,6 +149,11 @@ class AsyncEngine:
         return self._backend.head_dtype
 
     @property
+    def linear_dtype(self) -> str:
+        """What the linears' weights are held in."""
+        return self._backend.linear_dtype
+
+    @property
     def kv_dtype(self) -> str:
         """What K/V is cached in."""
         return self._backend.kv_dtype

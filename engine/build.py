@@ -72,6 +72,7 @@ def load_model(
         threads=threads,
         head_dtype=config.head_dtype,
         kv_dtype=config.kv_dtype,
+        dense_dtype=config.dense_dtype,
     )
     return LoadedModel(model, tokenizer, loaded)
 

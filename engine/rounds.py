@@ -68,7 +68,9 @@ class RoundRunner:
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
         self._backend = backend
         self._clock = clock
-        formula = CostFormula.of(backend.config, backend.head_dtype, len(backend.draft_ids))
+        formula = CostFormula.of(
+            backend.config, backend.head_dtype, len(backend.draft_ids), backend.linear_dtype
+        )
         self._controller = DraftController(CostModel(formula))
 
     def run(self, plan: Sequence[Work]) -> tuple[list[Verdict], list[PassStats]]:

@@ -77,7 +77,7 @@ def rejections_counted(request: Request) -> Iterator[None]:
 def system_fingerprint(engine: Engine) -> str:
     """A short digest of what decides the floats: version, backend, dtypes and the model's shape."""
     facts = (
-        f"{package_version()} {engine.backend_name} {engine.head_dtype} {engine.kv_dtype} "
-        f"{engine.model_config}"
+        f"{package_version()} {engine.backend_name} {engine.head_dtype} {engine.linear_dtype} "
+        f"{engine.kv_dtype} {engine.model_config}"
     )
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"

@@ -97,6 +97,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def linear_dtype(self) -> str:
+        """What the linears' weights are held in: `ternary`, or `fp32`, `bf16` or `int8`."""
+        ...
+
+    @property
     def kv_dtype(self) -> str:
         """What K/V is cached in: `fp32`, `fp16` or `int8`."""
         ...

@@ -118,6 +118,13 @@ class ServerSettings(BaseSettings):
         "auto",
         metavar="DTYPE",
     )
+    dense_dtype: Literal["auto", "fp32", "bf16", "int8"] = _option(
+        MODEL,
+        "What the linears of a model that is not ternary are held in: fp32, bf16 or int8; auto: "
+        "bf16 if native. Refused for ternary models.",
+        "auto",
+        metavar="DTYPE",
+    )
     kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = _option(
         MODEL,
         "What K/V is cached in: fp16 or int8, on the reference backend fp32 or fp16.",
@@ -324,6 +331,7 @@ class ServerSettings(BaseSettings):
         return EngineConfig(
             block_size=self.block_size,
             head_dtype=self.head_dtype,
+            dense_dtype=self.dense_dtype,
             kv_dtype=self.kv_dtype,
             kv_cache_tokens=self.kv_cache_tokens,
             max_num_seqs=self.max_num_seqs,

@@ -23,7 +23,7 @@ def summary(engine: Engine, settings: ServerSettings, loaded_from: Path, address
         ("model", _model(settings, loaded_from)),
         ("variant", _variant(engine.model_config)),
         ("backend", _backend(engine, settings)),
-        ("numbers", f"head {engine.head_dtype}, K/V {engine.kv_dtype}"),
+        ("numbers", _numbers(engine)),
         ("exits", _exits(engine.model_config)),
         ("drafts", _drafts(engine, settings)),
         ("memory", _memory(engine, loaded_from)),
@@ -57,6 +57,10 @@ def _backend(engine: Engine, settings: ServerSettings) -> str:
     else:
         why = "auto: the fastest that runs here"
     return f"{engine.backend_name}, {engine.backend_description} ({why})"
+
+
+def _numbers(engine: Engine) -> str:
+    return f"linears {engine.linear_dtype}, head {engine.head_dtype}, K/V {engine.kv_dtype}"
 
 
 def _exits(model: ModelConfig) -> str:

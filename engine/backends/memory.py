@@ -14,6 +14,9 @@ _TILE_OUTPUTS = 32
 _BLOCK_INPUTS = 128
 """The cpu backend's ternary linears are padded to whole tiles; two bits a weight."""
 
+_LANES = 16
+"""Its dense rows are padded to so many elements."""
+
 BACKEND_DTYPES = {"cpu": ("int8", "fp16"), "reference": ("fp32", "fp32")}
 """What each backend holds the head and K/V in unless told otherwise."""
 
@@ -23,6 +26,7 @@ class ServingMemory:
     """Bytes that a backend with default options takes; what programs themselves take is not in."""
 
     backend: str
+    linear_dtype: str
     weights: int
     """Linears and norms, on the reference backend the embedding too; elsewhere it stays mapped."""
     head_dtype: str
@@ -53,7 +57,9 @@ def serving_memory(
     """What `backend` takes with its default dtypes; `engine` is resolved for the model."""
     head_dtype, kv_dtype = BACKEND_DTYPES[backend]
     is_native = backend == "cpu"
-    layer = sum(_linear_bytes(*linear_shape(model, name), is_native) for name in LINEARS)
+    linear_dtype = "ternary" if not model.is_dense else "bf16" if is_native else "fp32"
+    shapes = [linear_shape(model, name) for name in LINEARS]
+    layer = sum(_linear_bytes(*shape, linear_dtype, is_native) for shape in shapes)
     norms = (2 * model.num_layers + 1) * model.hidden_size * 4
     rows = model.vocab_size * model.hidden_size
     head = rows * _BYTES[head_dtype] + (model.vocab_size * _SCALE_BYTES if is_native else 0)
@@ -65,6 +71,7 @@ def serving_memory(
     num_positions = engine.num_blocks * engine.block_size
     return ServingMemory(
         backend=backend,
+        linear_dtype=linear_dtype,
         weights=model.num_layers * layer + norms + embedding,
         head_dtype=head_dtype,
         head=head,
@@ -75,8 +82,10 @@ def serving_memory(
     )
 
 
-def _linear_bytes(outputs: int, inputs: int, is_native: bool) -> int:
+def _linear_bytes(outputs: int, inputs: int, dtype: str, is_native: bool) -> int:
     if not is_native:
         return 4 * outputs * inputs
+    if dtype != "ternary":
+        return outputs * -(-inputs // _LANES) * _LANES * _BYTES[dtype]
     tiles, blocks = -(-outputs // _TILE_OUTPUTS), -(-inputs // _BLOCK_INPUTS)
     return tiles * _TILE_OUTPUTS * blocks * _BLOCK_INPUTS // 4

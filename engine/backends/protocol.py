@@ -73,6 +73,8 @@ class Backend(Protocol):
     config: ModelConfig
     head_dtype: str
     """What the head's weights are held in: `fp32`, `bf16` or `int8`."""
+    linear_dtype: str
+    """What the linears' weights are held in: `ternary`, or `fp32`, `bf16` or `int8`."""
     kv_dtype: str
     """What K/V is rounded to, once, on writing: `fp32`, `fp16` or `int8`."""
 

@@ -50,6 +50,7 @@ class ReferenceBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         self.config = checkpoint.config
+        self.linear_dtype = "fp32" if self.config.is_dense else "ternary"
         self._device = torch.device(device)
         self.kv_dtype: str = kv_dtype
         self._decoder = Decoder(self.config, load_weights(checkpoint, self._device))

@@ -9,15 +9,12 @@ from typing import Any
 
 from engine.backends.protocol import Backend
 from engine.checkpoint.loader import Checkpoint
-from engine.config import ModelConfig
 from engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("cpu", "reference")
 """Names in order of preference: `auto` takes the first that can run here."""
-_NATIVE_VARIANTS = ("v1",)
-"""Those that the cpu backend can run; the reference backend can run all."""
 
 
 def create_backend(
@@ -30,13 +27,13 @@ def create_backend(
     threads: int | None = None,
     head_dtype: str = "auto",
     kv_dtype: str = "auto",
+    dense_dtype: str = "auto",
 ) -> Backend:
     """Load a checkpoint onto the backend `name`, or onto the best one for `auto`.
 
-    The dtypes are those of the head and of the K/V cache; `auto` leaves them to the backend.
-    Raises `ConfigError` for what does not exist, or cannot run here.
+    The dtypes are those of the head, of the K/V cache and of a dense model's linears; `auto`
+    leaves them to the backend. Raises `ConfigError` for what does not exist, or cannot run here.
     """
-    variant = checkpoint.config.variant
     if name == "auto":
         name = BACKENDS[0]
         if not has_native_kernels():
@@ -51,22 +48,17 @@ def create_backend(
                 "the native kernels were not compiled (no C++ compiler at install time): "
                 "running on the reference backend, which is many times slower"
             )
-        elif not can_run(name, checkpoint.config):
-            name = "reference"
-            logger.warning(
-                "the cpu backend cannot run %s models: running on the reference backend, which "
-                "is many times slower",
-                variant,
-            )
-    chosen: dict[str, Any] = {"head_dtype": head_dtype, "kv_dtype": kv_dtype}
+    chosen: dict[str, Any] = {
+        "head_dtype": head_dtype,
+        "kv_dtype": kv_dtype,
+        "dense_dtype": dense_dtype,
+    }
     options = {option: value for option, value in chosen.items() if value != "auto"}
     if name == "cpu":
         if not has_native_kernels():
             raise ConfigError(
                 "backend 'cpu' was not compiled: install a C++ compiler, then the package again"
             )
-        if not can_run(name, checkpoint.config):
-            raise ConfigError(f"backend 'cpu' cannot run {variant} models; 'reference' can")
         from engine.backends.cpu.backend import CpuBackend
 
         return CpuBackend(
@@ -84,10 +76,12 @@ def create_backend(
             )
         from engine.backends.reference import ReferenceBackend
 
-        if options.pop("head_dtype", "fp32") != "fp32":
-            raise ConfigError(
-                f"head_dtype {head_dtype} is not for the reference backend, whose head is fp32"
-            )
+        for option in ("head_dtype", "dense_dtype"):
+            if options.pop(option, "fp32") != "fp32":
+                raise ConfigError(
+                    f"{option} {chosen[option]} is not for the reference backend, which computes "
+                    "with fp32"
+                )
         return ReferenceBackend(
             checkpoint,
             draft_vocab_size=draft_vocab_size,
@@ -98,11 +92,6 @@ def create_backend(
         )
     choices = ", ".join(("auto", *BACKENDS))
     raise ConfigError(f"backend {name!r} does not exist; choose one of: {choices}")
-
-
-def can_run(name: str, model: ModelConfig) -> bool:
-    """Whether a backend, where it is installed, can run such a model."""
-    return name == "reference" or model.variant in _NATIVE_VARIANTS
 
 
 def has_torch() -> bool:

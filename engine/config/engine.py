@@ -21,6 +21,8 @@ class EngineConfig:
     """Positions per K/V block."""
     head_dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """What the LM head is held in; auto: what the backend is best at."""
+    dense_dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """What the linears of a dense model are held in; ternary models have none."""
     kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     """What K/V is rounded to, once, on writing."""
     kv_cache_tokens: int | None = None
@@ -58,6 +60,11 @@ class EngineConfig:
             raise ConfigError("ngram_min must be at least 1 and at most ngram_max")
         if not 0.0 <= self.prefill_budget_s <= sys.float_info.max:
             raise ConfigError("prefill_budget_s must be a number of seconds, at least 0")
+        if self.dense_dtype != "auto" and not model.is_dense:
+            raise ConfigError(
+                f"dense_dtype {self.dense_dtype} is for models with dense weights: this one's are "
+                "ternary, always at two bits"
+            )
         context = model.max_position_embeddings
         max_model_len = context if self.max_model_len is None else self.max_model_len
         if not 1 <= max_model_len <= context:

@@ -9,7 +9,6 @@ from typing import Any
 
 from engine.backends.memory import BACKEND_DTYPES, ServingMemory, serving_memory
 from engine.backends.protocol import draft_vocabulary
-from engine.backends.registry import can_run
 from engine.build import load_model
 from engine.checkpoint.end_tokens import with_generation_eos
 from engine.checkpoint.inspection import Progress, WeightsReport, inspect_weights
@@ -121,9 +120,7 @@ def inspect_model(path: Path, progress: Progress = lambda done, total: None) -> 
         draft_exit_layer=engine.draft_exit_layer,
         num_draft_ids=num_draft_ids,
         memory=tuple(
-            serving_memory(name, config, engine, num_draft_ids)
-            for name in BACKEND_DTYPES
-            if can_run(name, config)
+            serving_memory(name, config, engine, num_draft_ids) for name in BACKEND_DTYPES
         ),
         exits=None,
         warnings=tuple(warnings),

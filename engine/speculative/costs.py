@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from engine.config import ModelConfig
 
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "ternary": 0.25}
+"""What a weight takes in memory."""
 ROW_COST = 0.17
 """What a row adds to a layer, as a share of the first row; ternary AVX2 kernels, 2 to 8 rows."""
 HEAD_ROW_COST = 0.08
@@ -71,12 +73,14 @@ class CostFormula:
     """The draft vocabulary's part of it."""
 
     @classmethod
-    def of(cls, model: ModelConfig, head_dtype: str, num_draft_ids: int) -> CostFormula:
-        """The formula for a model, its layers at two bits per weight."""
+    def of(
+        cls, model: ModelConfig, head_dtype: str, num_draft_ids: int, linear_dtype: str = "ternary"
+    ) -> CostFormula:
+        """The formula for a model whose head and linears are held in these dtypes."""
         attention = 2 * model.hidden_size * (model.q_size + model.kv_size)
-        layer_bytes = (attention + 3 * model.hidden_size * model.intermediate_size) / 4
-        item_size = {"fp32": 4, "bf16": 2}.get(head_dtype, 1)
-        per_id = model.hidden_size * item_size / layer_bytes
+        layer_size = attention + 3 * model.hidden_size * model.intermediate_size
+        layer_bytes = layer_size * WEIGHT_BYTES[linear_dtype]
+        per_id = model.hidden_size * WEIGHT_BYTES[head_dtype] / layer_bytes
         return cls(model.vocab_size * per_id, num_draft_ids * per_id)
 
     def parts(self, shape: PassShape) -> tuple[float, float]:

@@ -156,7 +156,7 @@ def _memory(report: ModelReport) -> Table:
     for each in report.memory:
         table.add_row(
             each.backend,
-            _mib(each.weights),
+            f"{_mib(each.weights)} ({each.linear_dtype})",
             f"{_mib(each.head)} ({each.head_dtype})",
             _mib(each.draft_head) if each.draft_head else "shared",
             f"{_mib(each.kv)} ({each.kv_dtype})",

@@ -128,7 +128,7 @@ def test_facts_about_the_tokenizer(client: httpx.Client) -> None:
     }
 
 
-@pytest.mark.parametrize("field", ["head_dtype", "kv_dtype", "backend_name"])
+@pytest.mark.parametrize("field", ["head_dtype", "linear_dtype", "kv_dtype", "backend_name"])
 def test_what_changes_floats_changes_the_fingerprint(field: str) -> None:
     engine = FakeAsyncEngine()
     before = system_fingerprint(engine)

@@ -92,6 +92,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "allowed_origins": ("https://a.example", ("https://a.example",)),
     "backend": ("reference", "reference"),
     "head_dtype": ("bf16", "bf16"),
+    "dense_dtype": ("int8", "int8"),
     "kv_dtype": ("int8", "int8"),
     "uds_permissions": ("600", "600"),
     "log_level": ("DEBUG", "debug"),

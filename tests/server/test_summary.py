@@ -46,7 +46,7 @@ def test_everything_that_was_decided_is_told(model: Path) -> None:
     assert told["model"] == f"model[1] ({model})"
     assert told["variant"].startswith("v1, 8 layers of 64")
     assert told["backend"] == "fake, by heart (auto: the fastest that runs here)"
-    assert told["numbers"] == "head int8, K/V fp16"
+    assert told["numbers"] == "linears ternary, head int8, K/V fp16"
     assert told["exits"] == "1 to 8, for instance 2, 4, 6, 8"
     assert told["address"] == "http://127.0.0.1:8000"
     assert "1,024 may wait" in told["limits"] and "256 choices at once" in told["limits"]

@@ -77,6 +77,7 @@ class StateChecker:
         self.name = self.backend.name
         self.config = self.backend.config
         self.head_dtype = self.backend.head_dtype
+        self.linear_dtype = self.backend.linear_dtype
         self.kv_dtype = self.backend.kv_dtype
         self.description = self.backend.description
         self.core: Core | None = None

@@ -145,6 +145,7 @@ class FakeAsyncEngine:
         self.backend_name = "fake"
         self.backend_description = "by heart"
         self.head_dtype = "int8"
+        self.linear_dtype = "ternary"
         self.kv_dtype = "fp16"
         self.status = "loading"
         self.text = text

@@ -102,6 +102,7 @@ class FakeBackend:
 
     name = "fake"
     head_dtype = "fp32"
+    linear_dtype = "ternary"
     kv_dtype = "fp32"
     description = "made up"
     agreement_power = 4.0

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from engine.backends.cpu import _native
 from engine.backends.protocol import Draw, Sweep, draft_vocabulary
 from engine.checkpoint.loader import Checkpoint, PackedCheckpoint
-from engine.checkpoint.names import EMBEDDING, FINAL_NORM, LINEARS, LM_HEAD, norm_names
+from engine.checkpoint.names import (
+    EMBEDDING,
+    FINAL_NORM,
+    LINEARS,
+    LM_HEAD,
+    linear_name,
+    norm_names,
+)
 from engine.checkpoint.source import WeightSource
 from engine.checkpoint.ternary import pack_trits
 from engine.config import ModelConfig
@@ -20,6 +27,7 @@ from engine.errors import ConfigError
 from engine.model.rotary import rotary_angles
 
 HeadDtype = Literal["int8", "bf16", "fp32"]
+DenseDtype = Literal["bf16", "int8", "fp32"]
 KVDtype = Literal["fp16", "int8"]
 
 _MAX_THREADS = 1024
@@ -32,7 +40,8 @@ class CpuBackend:
 
     `head_dtype` int8 rounds each head row to 8 bits with a scale of its own, and the residual to
     at most 14 bits, so that their product's sum is exact; fp32 reads the head as it is
-    stored. `kv_dtype` is the cache's: K/V is rounded to it once, on writing. `threads` None
+    stored. `dense_dtype` is the same for the linears of models that are not ternary, and means
+    nothing to others. `kv_dtype` is the cache's: K/V is rounded to it once, on writing. `threads` None
     means one per core that this process may use. `isa` picks an instruction set of
     `instruction_sets()`. None of these but the dtypes changes a single bit of what is computed.
     Raises `ConfigError` for values that do not exist.
@@ -49,11 +58,13 @@ class CpuBackend:
         draft_ranking: Sequence[int] | None = None,
         threads: int | None = None,
         head_dtype: HeadDtype = "int8",
+        dense_dtype: DenseDtype = "bf16",
         kv_dtype: KVDtype = "fp16",
         isa: str = "auto",
     ) -> None:
         for name, value, choices in (
             ("head_dtype", head_dtype, ("int8", "bf16", "fp32")),
+            ("dense_dtype", dense_dtype, ("bf16", "int8", "fp32")),
             ("kv_dtype", kv_dtype, ("fp16", "int8")),
             ("isa", isa, ("auto", *instruction_sets())),
         ):
@@ -63,6 +74,7 @@ class CpuBackend:
             raise ConfigError(f"threads must be between 1 and {_MAX_THREADS}, not {threads}")
         self.config = config = checkpoint.config
         self.head_dtype: str = head_dtype
+        self.linear_dtype: str = dense_dtype if config.is_dense else "ternary"
         self.threads = threads or len(os.sched_getaffinity(0))
         self.kv_dtype: str = kv_dtype
         self._draft_ids = draft_vocabulary(
@@ -79,6 +91,9 @@ class CpuBackend:
             positions=config.max_position_embeddings,
             eps=config.rms_norm_eps,
             exit_norm=config.exit_norm,
+            linears=self.linear_dtype,
+            activation_max=config.activation_max,
+            hadamard=config.hadamard,
             threads=self.threads,
             isa=isa,
         )
@@ -158,24 +173,27 @@ class CpuBackend:
         config, model = self.config, self._model
         model.set_rotary(*_rotary_tables(config))
         for layer in range(config.num_layers):
-            codes, scales = zip(
-                *(_packed(checkpoint, layer, name) for name in LINEARS), strict=True
-            )
-            attention_norm, ffn_norm = (_floats(checkpoint.tensor(n)) for n in norm_names(layer))
-            model.set_layer(
-                layer, attention_norm, ffn_norm, list(codes), [float(scale) for scale in scales]
-            )
+            norms = [_floats(checkpoint.tensor(name)) for name in norm_names(layer)]
+            if config.is_dense:
+                weights = [_padded(checkpoint.tensor(linear_name(layer, n))) for n in LINEARS]
+                model.set_dense_layer(layer, *norms, weights)
+                self._release(checkpoint)
+            else:
+                linears = [_packed(checkpoint, layer, name) for name in LINEARS]
+                codes, scales = zip(*linears, strict=True)
+                model.set_ternary_layer(layer, *norms, list(codes), [float(s) for s in scales])
         model.set_final_norm(_floats(checkpoint.tensor(FINAL_NORM)))
         model.set_embedding(_padded(checkpoint.tensor(EMBEDDING)))
         head = _padded(checkpoint.tensor(EMBEDDING if config.tie_word_embeddings else LM_HEAD))
-        if self.head_dtype == "int8":
-            model.pack_head(head)
-        else:
-            model.set_head(_bfloat16(head) if self.head_dtype == "bf16" else head)
+        model.set_head(head, self.head_dtype)
         model.set_draft_ids(self._draft_ids.tolist())
         model.finish()
+        self._release(checkpoint)
+
+    @staticmethod
+    def _release(checkpoint: WeightSource) -> None:
+        """What was read has mostly been rearranged: what is left is read again where it is used."""
         if isinstance(checkpoint, Checkpoint):
-            # The codes and the head have been rearranged: what is left is a row here and there.
             checkpoint.release_pages()
 
 
@@ -203,15 +221,6 @@ def _padded(rows: NDArray[Any]) -> NDArray[Any]:
     """The same rows, where they lie if possible, widened with zeros to whole lanes."""
     missing = -rows.shape[1] % _LANES
     return np.pad(rows, ((0, 0), (0, missing))) if missing else rows
-
-
-def _bfloat16(rows: NDArray[Any]) -> NDArray[np.uint16]:
-    """The bits of each value rounded to bfloat16, half to even; all must be finite."""
-    out = np.empty(rows.shape, dtype=np.uint16)
-    for row, rounded in zip(rows, out, strict=True):
-        bits = row.astype(np.float32).view(np.uint32)
-        rounded[:] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return out
 
 
 def _rotary_tables(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -253,8 +253,9 @@ from engine.backends.cpu import _native
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), -1))
 sizes = dict(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=32, vocab=10, positions=8)
+numerics = dict(eps=1e-6, exit_norm=True, linears="ternary", activation_max=127, hadamard="none")
 try:
-    _native.Model(**sizes, eps=1e-6, exit_norm=True, threads=1000, isa="scalar")
+    _native.Model(**sizes, **numerics, threads=1000, isa="scalar")
 except (RuntimeError, MemoryError) as error:
     print("refused:", error)
 """

@@ -17,11 +17,19 @@ inline Lanes exp(Lanes x) {
     return keep_from(x, -87.0f, mul(p, power_of_two(n)));
 }
 
+template <Dtype DTYPE>
+inline Lanes load_from(const uint8_t* w, int i) {
+    if (DTYPE == Dtype::float16) return load_half(reinterpret_cast<const uint16_t*>(w) + i);
+    if (DTYPE == Dtype::bfloat16) return load_bfloat(reinterpret_cast<const uint16_t*>(w) + i);
+    return load(reinterpret_cast<const float*>(w) + i);
+}
+
 inline Lanes load_as(const void* w, Dtype dtype, int i) {
+    const auto* bytes = static_cast<const uint8_t*>(w);
     switch (dtype) {
-        case Dtype::float16: return load_half(static_cast<const uint16_t*>(w) + i);
-        case Dtype::bfloat16: return load_bfloat(static_cast<const uint16_t*>(w) + i);
-        default: return load(static_cast<const float*>(w) + i);
+        case Dtype::float16: return load_from<Dtype::float16>(bytes, i);
+        case Dtype::bfloat16: return load_from<Dtype::bfloat16>(bytes, i);
+        default: return load_from<Dtype::float32>(bytes, i);
     }
 }
 
@@ -40,11 +48,15 @@ float rms_norm(const float* x, const float* gain, int n, float eps, float* out) 
 
 constexpr float MIN_PEAK = 1e-6f;
 
-// max |x|, at least MIN_PEAK. Infinite or NaN as soon as one element is.
-inline float peak_of(const float* x, int n) {
+float peak_of(const float* x, int n) {
     Bits bits = no_bits();
     for (int i = 0; i < n; i += LANES) bits = max_magnitude(bits, load(x + i));
-    const float peak = reduce_magnitude(bits);
+    return reduce_magnitude(bits);
+}
+
+// What x is divided by.
+inline float divisor_of(const float* x, int n) {
+    const float peak = peak_of(x, n);
     return peak < MIN_PEAK ? MIN_PEAK : peak;
 }
 
@@ -54,12 +66,12 @@ inline Lanes quantised(Lanes x, Lanes limit, Lanes peak) {
     return max(min(q, limit), sub(set1(0.0f), limit));
 }
 
-Quantised quantise(const float* x, int n, int padded, int8_t* q) {
-    const float peak = peak_of(x, n);
+Quantised quantise(const float* x, int n, int padded, int limit, int8_t* q) {
+    const float peak = divisor_of(x, n);
     Lanes sum = set1(0.0f);  // whole numbers below 2²⁴: exact
     int i = 0;
     for (; i < n; i += LANES) {
-        const Lanes rounded = quantised(load(x + i), set1(127.0f), set1(peak));
+        const Lanes rounded = quantised(load(x + i), set1(float(limit)), set1(peak));
         sum = add(sum, rounded);
         store_int8(q + i, rounded);
     }
@@ -68,11 +80,70 @@ Quantised quantise(const float* x, int n, int padded, int8_t* q) {
 }
 
 float quantise_wide(const float* x, int n, int padded, int limit, int16_t* q) {
-    const float peak = peak_of(x, n);
+    const float peak = divisor_of(x, n);
     int i = 0;
     for (; i < n; i += LANES)
         store_int16(q + i, quantised(load(x + i), set1(float(limit)), set1(peak)));
     for (; i < padded; i += LANES) store_int16(q + i, set1(0.0f));
+    return peak;
+}
+
+// Two strides, h and 2 · h, in one pass over memory.
+inline void two_strides(float* x, int n, int h, Lanes factor) {
+    for (int start = 0; start < n; start += 4 * h)
+        for (float* p = x + start; p < x + start + h; p += LANES) {
+            const Lanes a = load(p), b = load(p + h), c = load(p + 2 * h), d = load(p + 3 * h);
+            const Lanes first = add(a, b), second = sub(a, b), third = add(c, d), fourth = sub(c, d);
+            store(p, mul(add(first, third), factor));
+            store(p + h, mul(add(second, fourth), factor));
+            store(p + 2 * h, mul(sub(first, third), factor));
+            store(p + 3 * h, mul(sub(second, fourth), factor));
+        }
+}
+
+void hadamard(float* x, int n, float factor) {
+    // The last pass multiplies; 1 changes nothing.
+    const Lanes one = set1(1.0f), last = set1(factor);
+    for (int i = 0; i < n; i += LANES) {
+        Lanes a = load(x + i);
+        if (n > 1) a = butterfly<1>(a);
+        if (n > 2) a = butterfly<2>(a);
+        if (n > 4) a = butterfly<4>(a);
+        if (n > 8) a = butterfly<8>(a);
+        store(x + i, mul(a, n <= LANES ? last : one));
+    }
+    int h = LANES;
+    for (; 2 * h < n; h *= 4) two_strides(x, n, h, 4 * h == n ? last : one);
+    if (h < n)
+        for (int i = 0; i < h; i += LANES) {
+            const Lanes a = load(x + i), b = load(x + i + h);
+            store(x + i, mul(add(a, b), last));
+            store(x + i + h, mul(sub(a, b), last));
+        }
+}
+
+float quantise_hadamard(float* x, int n, int padded, int limit, int digits, int8_t* q,
+                        ptrdiff_t q_stride, int32_t* sums) {
+    const float peak = divisor_of(x, n);
+    for (int i = 0; i < n; i += LANES)
+        store(x + i, quantised(load(x + i), set1(float(limit)), set1(peak)));
+    hadamard(x, n, 1.0f);
+    for (int d = 0; d < digits; d++, q += q_stride) {
+        // Below 2²⁴ no quotient is so near to a half that its rounding could reach it.
+        const Lanes base = set1(d + 1 < digits ? float(DIGIT_BASE) : __builtin_inff());
+        Lanes sum = set1(0.0f);  // whole numbers below 2²⁴: exact
+        int i = 0;
+        for (; i < n; i += LANES) {
+            const Lanes value = load(x + i), rest = round_even(div(value, base));
+            // The last digit is all that is left.
+            const Lanes digit = d + 1 < digits ? sub(value, mul(rest, base)) : value;
+            sum = add(sum, digit);
+            store_int8(q + i, digit);
+            store(x + i, rest);
+        }
+        for (; i < padded; i += LANES) store_int8(q + i, set1(0.0f));
+        sums[d] = int32_t(reduce_add(sum));
+    }
     return peak;
 }
 
@@ -86,11 +157,11 @@ void swiglu(const float* gate, const float* up, int n, float* out) {
 
 float store_half_row(const float* x, int n, uint16_t* out) {
     for (int i = 0; i < n; i += LANES) store_half(out + i, load(x + i));
-    return peak_of(x, n);
+    return divisor_of(x, n);
 }
 
 float store_int8_row(const float* x, int n, int8_t* out) {
-    const float peak = peak_of(x, n);
+    const float peak = divisor_of(x, n);
     for (int i = 0; i < n; i += LANES)
         store_int8(out + i, quantised(load(x + i), set1(127.0f), set1(peak)));
     return peak / 127.0f;
@@ -196,23 +267,67 @@ void attend(const Attention& a) {
     a.dtype == KvDtype::float16 ? attend_as<HalfCache>(a) : attend_as<Int8Cache>(a);
 }
 
-// --- head -----------------------------------------------------------------------------------
+// --- dense weights, the head's among them ---------------------------------------------------
 
-void head_float(const void* w, Dtype dtype, int n, int begin, int end, const float* x,
-                ptrdiff_t x_stride, int rows, float* logits, ptrdiff_t logits_stride) {
-    const ptrdiff_t size = dtype == Dtype::float32 ? 4 : 2;
-    for (int v = begin; v < end; v++) {
-        const uint8_t* weight = static_cast<const uint8_t*>(w) + v * n * size;
-        for (int m = 0; m < rows; m++) {
-            Lanes sum = set1(0.0f);
-            for (int i = 0; i < n; i += LANES)
-                sum = fma(load_as(weight, dtype, i), load(x + m * x_stride + i), sum);
-            logits[m * logits_stride + v - begin] = reduce_add(sum);
+// OUTPUTS × ROWS dot products side by side, since a sum waits for its last addition; each is what
+// it would be alone.
+template <Dtype DTYPE, int OUTPUTS, int ROWS>
+inline void dot_products(const uint8_t* w, int n, const float* x, ptrdiff_t x_stride, float* out,
+                         ptrdiff_t out_stride) {
+    Lanes sums[OUTPUTS][ROWS];
+    for (int o = 0; o < OUTPUTS; o++)
+        for (int m = 0; m < ROWS; m++) sums[o][m] = set1(0.0f);
+    for (int i = 0; i < n; i += LANES) {
+        Lanes weights[OUTPUTS];
+#pragma GCC unroll 4
+        for (int o = 0; o < OUTPUTS; o++)
+            weights[o] = load_from<DTYPE>(w + ptrdiff_t(o) * n * size_of(DTYPE), i);
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; m++) {
+            const Lanes a = load(x + m * x_stride + i);
+#pragma GCC unroll 4
+            for (int o = 0; o < OUTPUTS; o++) sums[o][m] = fma(weights[o], a, sums[o][m]);
         }
     }
+    for (int o = 0; o < OUTPUTS; o++)
+        for (int m = 0; m < ROWS; m++) out[m * out_stride + o] = reduce_add(sums[o][m]);
 }
 
-float pack_head_row(const void* w, Dtype dtype, int n, int8_t* out) {
+template <Dtype DTYPE, int ROWS>
+void dense_rows(const uint8_t* w, int n, int count, const float* x, ptrdiff_t x_stride, float* out,
+                ptrdiff_t out_stride) {
+    constexpr int MOST = DOT_PRODUCTS / ROWS, OUTPUTS = MOST > 4 ? 4 : MOST > 1 ? MOST : 1;
+    int v = 0;
+    for (; v + OUTPUTS <= count; v += OUTPUTS)
+        dot_products<DTYPE, OUTPUTS, ROWS>(w + ptrdiff_t(v) * n * size_of(DTYPE), n, x, x_stride, out + v,
+                                           out_stride);
+    for (; v < count; v++)
+        dot_products<DTYPE, 1, ROWS>(w + ptrdiff_t(v) * n * size_of(DTYPE), n, x, x_stride, out + v,
+                                     out_stride);
+}
+
+template <Dtype DTYPE>
+void dense_as(const void* w, int n, int begin, int end, const float* x, ptrdiff_t x_stride,
+              int rows, float* out, ptrdiff_t out_stride) {
+    const uint8_t* from = static_cast<const uint8_t*>(w) + ptrdiff_t(begin) * n * size_of(DTYPE);
+    const auto take = [&](auto* product, int count) {
+        product(from, n, end - begin, x, x_stride, out, out_stride);
+        x += count * x_stride, out += count * out_stride, rows -= count;
+    };
+    while (rows >= 4) take(dense_rows<DTYPE, 4>, 4);
+    if (rows >= 2) take(dense_rows<DTYPE, 2>, 2);
+    if (rows == 1) take(dense_rows<DTYPE, 1>, 1);
+}
+
+void dense_float(const void* w, Dtype dtype, int n, int begin, int end, const float* x,
+                 ptrdiff_t x_stride, int rows, float* out, ptrdiff_t out_stride) {
+    const auto product = dtype == Dtype::float16    ? dense_as<Dtype::float16>
+                         : dtype == Dtype::bfloat16 ? dense_as<Dtype::bfloat16>
+                                                    : dense_as<Dtype::float32>;
+    product(w, n, begin, end, x, x_stride, rows, out, out_stride);
+}
+
+float pack_row(const void* w, Dtype dtype, int n, int8_t* out) {
     Bits bits = no_bits();
     for (int i = 0; i < n; i += LANES) bits = max_magnitude(bits, load_as(w, dtype, i));
     const float peak = reduce_magnitude(bits);

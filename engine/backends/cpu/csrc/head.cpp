@@ -60,14 +60,14 @@ bool Model::pick(const float* const* residuals, const int* depths, const Draw* d
     return finite.load(std::memory_order_relaxed);
 }
 
-// Norms and, for a packed head, quantises the residuals. False if one is not finite.
+// Norms the residuals and quantises them. False if one is not finite.
 bool Model::prepare_head(const float* const* residuals, const int* depths, int count) {
     if (count > head_reserved_) {
         const int wanted = round_up(count, 8);
         const ptrdiff_t size = ptrdiff_t(wanted) * hidden_stride_;
         head_x_ = Pages(size * sizeof(float), Pages::Size::small);
         head_q_ = Pages(size * sizeof(int16_t), Pages::Size::small);
-        head_scale_.resize(wanted);
+        head_steps_.resize(wanted);
         head_reserved_ = wanted;
     }
     bool finite = true;
@@ -80,8 +80,9 @@ bool Model::prepare_head(const float* const* residuals, const int* depths, int c
             finite &= std::isfinite(
                 kernels_.rms_norm(x, final_norm_.data(), shape_.hidden, shape_.eps, x));
         int16_t* q = head_q_.as<int16_t>() + ptrdiff_t(i) * hidden_stride_;
-        const float peak = kernels_.quantise_wide(x, shape_.hidden, hidden_stride_, wide_limit_, q);
-        head_scale_[i] = peak / float(wide_limit_);
+        const int limit = wide_limit(shape_.hidden);
+        const float peak = kernels_.quantise_wide(x, shape_.hidden, hidden_stride_, limit, q);
+        head_steps_[i] = peak / float(limit);
         finite &= std::isfinite(peak);
     }
     return finite;
@@ -105,19 +106,9 @@ void Model::score(Team::Member& member, int count, bool draft, float* out) {
 }
 
 void Model::score_range(int begin, int end, int count, float* out, ptrdiff_t stride) {
-    for (int m = 0; m < count; m += MAX_GEMM_ROWS) {
-        const int rows = std::min(count - m, MAX_GEMM_ROWS);
-        const ptrdiff_t at = ptrdiff_t(m) * hidden_stride_;
-        if (head_scales_.empty()) {
-            kernels_.head_float(head_.data, head_.dtype, hidden_stride_, begin, end,
-                                head_x_.as<float>() + at, hidden_stride_, rows, out + m * stride,
-                                stride);
-        } else {
-            kernels_.head_int8(packed_head_.as<int8_t>(), head_scales_.data(), hidden_stride_, begin,
-                               end, head_q_.as<int16_t>() + at, hidden_stride_,
-                               head_scale_.data() + m, rows, out + m * stride, stride);
-        }
-    }
+    const Inputs inputs{head_x_.as<float>(), head_q_.as<int16_t>(), head_steps_.data(),
+                        hidden_stride_};
+    multiply(head_, begin, end, inputs, count, out, stride);
 }
 
 // The best slot of begin..end: the lowest of equals.

@@ -52,7 +52,7 @@ void ternary_rows(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q
 // |x| ≤ 8191 and |w| ≤ 127: a pair is below 2²², and the sum of all fits 32 bits by the choice of
 // the limit of x.
 template <int ROWS>
-void head_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int end,
+void dense_int8_rows(const int8_t* w, const float* w_scale, int n, int begin, int end,
                     const int16_t* x, ptrdiff_t x_stride, const float* x_scale, float* logits,
                     ptrdiff_t logits_stride) {
     constexpr int LINE = 64;

@@ -18,7 +18,7 @@ void ternary(const uint8_t* codes, int blocks, const int8_t* q, ptrdiff_t q_stri
     }
 }
 
-void head_int8(const int8_t* w, const float* w_scale, int n, int begin, int end, const int16_t* x,
+void dense_int8(const int8_t* w, const float* w_scale, int n, int begin, int end, const int16_t* x,
                ptrdiff_t x_stride, const float* x_scale, int rows, float* logits,
                ptrdiff_t logits_stride) {
     for (int v = begin; v < end; v++)

@@ -19,6 +19,7 @@ constexpr int MAX_GEMM_ROWS = 8; // activation rows of one call of `ternary`
 constexpr int TILE = 32;         // outputs whose codes lie together when products go by look-up
 constexpr int LOOKUP_ROWS = 16;  // activation rows of one call of `by_sums`
 constexpr int LOOKUP_TILES = 64; // and its tiles
+constexpr int DIGIT_BASE = 254;  // of integers beyond 8 bits: digits in ±127
 // Tables of 8 byte positions, then the narrow and wide sums of all outputs.
 constexpr ptrdiff_t LOOKUP_SCRATCH = LOOKUP_ROWS * (256 * 8 * 2 + LOOKUP_TILES * TILE * (2 + 4));
 
@@ -33,10 +34,14 @@ static constexpr T round_up(T value, T multiple) {
     return pieces(value, multiple) * multiple;
 }
 
-enum class Dtype { float32, float16, bfloat16 };
+enum class Dtype { float32, float16, bfloat16, int8 };
+constexpr int size_of(Dtype dtype) {
+    return dtype == Dtype::float32 ? 4 : dtype == Dtype::int8 ? 1 : 2;
+}
+
 enum class KvDtype { float16, int8 };
 
-// An 8-bit activation vector: x ≈ q · peak / 127.
+// An activation vector of up to 8 bits: x ≈ q · peak / limit.
 struct Quantised {
     float peak;   // max |x|, at least 1e-6; NaN or infinite if any x is
     int32_t sum;  // Σ q
@@ -85,10 +90,21 @@ struct Kernels {
 
     // out = x / √(mean(x²) + eps) · gain over n elements; returns mean(x²).
     float (*rms_norm)(const float* x, const float* gain, int n, float eps, float* out);
-    // q = round-half-even(x · 127 / peak); elements n..padded of q become 0.
-    Quantised (*quantise)(const float* x, int n, int padded, int8_t* q);
-    // The same to ±limit in 16 bits; returns the peak.
+    // max |x| over n elements, padded with zeros; infinite or NaN as soon as one of them is.
+    float (*peak)(const float* x, int n);
+    // q = round-half-even(x · limit / peak); elements n..padded of q become 0. limit ≤ 127.
+    Quantised (*quantise)(const float* x, int n, int padded, int limit, int8_t* q);
+    // The same in 16 bits; returns the peak.
     float (*quantise_wide)(const float* x, int n, int padded, int limit, int16_t* q);
+    // The same, and then the un-normalised Hadamard transform of q, exact below 2²⁴, in `digits`
+    // rows of balanced digits of base DIGIT_BASE, the lowest first; sums[d] is that of row d.
+    // Returns the peak; x is lost.
+    float (*quantise_hadamard)(float* x, int n, int padded, int limit, int digits, int8_t* q,
+                               ptrdiff_t q_stride, int32_t* sums);
+    // The Walsh–Hadamard transform in place, times `factor`; n is a power of two. Butterflies
+    // (u, v) → (u + v, u − v) over strides 1, 2, 4, … n / 2, in this order. Where n is less than
+    // LANES, the elements up to there are scratch.
+    void (*hadamard)(float* x, int n, float factor);
     // out = gate / (1 + e^−gate) · up.
     void (*swiglu)(const float* gate, const float* up, int n, float* out);
     void (*attend)(const Attention& task);
@@ -105,15 +121,15 @@ struct Kernels {
     // Where products go by look-up instead; null elsewhere.
     const Lookups* lookups;
 
-    // logits[m][v − begin] of head rows begin..end; n is a multiple of LANES.
+    // out[m][v − begin] of weight rows begin..end, rows ≤ 8; n is a multiple of LANES.
     // int8: float(Σ x · w) · (x_scale[m] · w_scale[v]), the sum exact in 32 bits.
-    void (*head_int8)(const int8_t* w, const float* w_scale, int n, int begin, int end,
-                      const int16_t* x, ptrdiff_t x_stride, const float* x_scale, int rows,
-                      float* logits, ptrdiff_t logits_stride);
-    void (*head_float)(const void* w, Dtype dtype, int n, int begin, int end, const float* x,
-                       ptrdiff_t x_stride, int rows, float* logits, ptrdiff_t logits_stride);
-    // One head row to 8 bits; returns its scale.
-    float (*pack_head_row)(const void* w, Dtype dtype, int n, int8_t* out);
+    void (*dense_int8)(const int8_t* w, const float* w_scale, int n, int begin, int end,
+                       const int16_t* x, ptrdiff_t x_stride, const float* x_scale, int rows,
+                       float* out, ptrdiff_t out_stride);
+    void (*dense_float)(const void* w, Dtype dtype, int n, int begin, int end, const float* x,
+                        ptrdiff_t x_stride, int rows, float* out, ptrdiff_t out_stride);
+    // One row of weights to 8 bits; returns its scale.
+    float (*pack_row)(const void* w, Dtype dtype, int n, int8_t* out);
     // A row of an embedding to floats.
     void (*widen)(const void* in, Dtype dtype, int n, float* out);
     // Σ e^(z − peak) over n logits; n need not be padded.

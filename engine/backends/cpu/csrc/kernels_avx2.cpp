@@ -11,7 +11,7 @@ namespace {
 #include "bytes_avx2.inl"
 #include "integer_avx2.inl"
 #include "ternary_by_rows.inl"
-#include "head_by_rows.inl"
+#include "dense_by_rows.inl"
 #include "lookup_avx2.inl"
 #include "table.inl"
 

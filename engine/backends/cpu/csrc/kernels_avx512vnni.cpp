@@ -15,7 +15,7 @@ namespace {
 #include "prefetch.inl"
 #include "integer_avx512vnni.inl"
 #include "ternary_by_rows.inl"
-#include "head_by_rows.inl"
+#include "dense_by_rows.inl"
 #include "table.inl"
 
 constexpr Kernels KERNELS = table("avx512vnni", ternary);

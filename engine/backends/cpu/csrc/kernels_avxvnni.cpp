@@ -11,7 +11,7 @@ namespace {
 #include "bytes_avx2.inl"
 #include "integer_avxvnni.inl"
 #include "ternary_by_rows.inl"
-#include "head_by_rows.inl"
+#include "dense_by_rows.inl"
 #include "table.inl"
 
 constexpr Kernels KERNELS = table("avxvnni", ternary);

@@ -9,7 +9,7 @@ namespace {
 #include "float_ops.inl"
 #include "integer_neon.inl"
 #include "ternary_by_rows.inl"
-#include "head_by_rows.inl"
+#include "dense_by_rows.inl"
 #include "table.inl"
 
 constexpr Kernels KERNELS = table("neon", ternary);

@@ -8,6 +8,8 @@ struct Bits {
     __m256i lo, hi;
 };
 
+constexpr int DOT_PRODUCTS = 4;  // that the registers hold side by side
+
 inline Lanes set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Lanes a) { _mm256_storeu_ps(p, a.lo), _mm256_storeu_ps(p + 8, a.hi); }
@@ -32,6 +34,20 @@ inline __m256 power_of_two(__m256 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 inline Lanes power_of_two(Lanes n) { return {power_of_two(n.lo), power_of_two(n.hi)}; }
+
+template <int H>
+inline __m256 butterfly(__m256 a) {
+    constexpr int UPPER = H == 1 ? 0xaa : H == 2 ? 0xcc : 0xf0;
+    const __m256 other = H == 1   ? _mm256_permute_ps(a, 0xb1)
+                         : H == 2 ? _mm256_permute_ps(a, 0x4e)
+                                  : _mm256_permute2f128_ps(a, a, 1);
+    return _mm256_blend_ps(_mm256_add_ps(a, other), _mm256_sub_ps(other, a), UPPER);
+}
+template <int H>
+inline Lanes butterfly(Lanes a) {
+    if (H == 8) return {_mm256_add_ps(a.lo, a.hi), _mm256_sub_ps(a.lo, a.hi)};
+    return {butterfly<H>(a.lo), butterfly<H>(a.hi)};
+}
 
 inline Bits no_bits() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Bits max_magnitude(Bits a, Lanes x) {

@@ -6,6 +6,8 @@
 using Lanes = __m512;
 using Bits = __m512i;
 
+constexpr int DOT_PRODUCTS = 16;  // that the registers hold side by side
+
 inline Lanes set1(float x) { return _mm512_set1_ps(x); }
 inline Lanes load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a); }
@@ -25,6 +27,16 @@ inline Lanes keep_from(Lanes x, float limit, Lanes value) {
 inline Lanes power_of_two(Lanes n) {
     const __m512i exponent = _mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+}
+
+template <int H>
+inline Lanes butterfly(Lanes a) {
+    constexpr __mmask16 UPPER = H == 1 ? 0xaaaa : H == 2 ? 0xcccc : H == 4 ? 0xf0f0 : 0xff00;
+    const Lanes other = H == 1   ? _mm512_permute_ps(a, 0xb1)
+                        : H == 2 ? _mm512_permute_ps(a, 0x4e)
+                        : H == 4 ? _mm512_shuffle_f32x4(a, a, 0xb1)
+                                 : _mm512_shuffle_f32x4(a, a, 0x4e);
+    return _mm512_mask_sub_ps(_mm512_add_ps(a, other), UPPER, other, a);
 }
 
 inline Bits no_bits() { return _mm512_setzero_si512(); }

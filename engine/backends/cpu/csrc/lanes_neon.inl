@@ -11,6 +11,8 @@ struct Bits {
     int32x4_t a, b, c, d;
 };
 
+constexpr int DOT_PRODUCTS = 4;  // that the registers hold side by side
+
 inline Lanes set1(float x) {
     const float32x4_t v = vdupq_n_f32(x);
     return {v, v, v, v};
@@ -72,6 +74,26 @@ inline Lanes keep_from(Lanes x, float limit, Lanes value) {
 }
 inline Lanes power_of_two(Lanes n) {
     return each(n, [](float32x4_t u) { return power_of_two(u); });
+}
+
+template <int H>
+inline float32x4_t butterfly(float32x4_t a) {
+    constexpr uint32_t FIRST = H == 1 ? ~0u : 0u;
+    const uint32x4_t upper = {0, FIRST, ~FIRST, ~0u};
+    const float32x4_t other = H == 1 ? vrev64q_f32(a) : vextq_f32(a, a, 2);
+    return vbslq_f32(upper, vsubq_f32(other, a), vaddq_f32(a, other));
+}
+template <int H>
+inline Lanes butterfly(Lanes x) {
+    if (H == 8) {
+        return {vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d), vsubq_f32(x.a, x.c),
+                vsubq_f32(x.b, x.d)};
+    }
+    if (H == 4) {
+        return {vaddq_f32(x.a, x.b), vsubq_f32(x.a, x.b), vaddq_f32(x.c, x.d),
+                vsubq_f32(x.c, x.d)};
+    }
+    return each(x, [](float32x4_t u) { return butterfly<H>(u); });
 }
 
 inline Bits no_bits() {

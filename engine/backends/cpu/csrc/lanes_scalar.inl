@@ -8,6 +8,8 @@ struct Bits {
     int32_t v[LANES];
 };
 
+constexpr int DOT_PRODUCTS = 1;  // that the registers hold side by side
+
 #define EACH_LANE for (int i = 0; i < LANES; i++)
 
 inline Lanes set1(float x) { Lanes r; EACH_LANE r.v[i] = x; return r; }
@@ -33,6 +35,10 @@ inline Lanes power_of_two(const Lanes& n) {
     }
     return r;
 }
+
+// Lane i and lane i + H, where i lacks the bit H, become their sum and their difference.
+template <int H>
+inline Lanes butterfly(const Lanes& a) { Lanes r; EACH_LANE r.v[i] = i & H ? a.v[i - H] - a.v[i] : a.v[i] + a.v[i + H]; return r; }
 
 // Magnitudes as integers: ordered as the floats are, with NaN above infinity.
 inline Bits no_bits() { Bits r; EACH_LANE r.v[i] = 0; return r; }

@@ -1,8 +1,8 @@
 #include "model.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <cstring>
 #include <new>
 
 #include "timing.hpp"
@@ -17,6 +17,24 @@ int widest_output(const Shape& shape) {
     return std::max({qkv, round_up(shape.hidden, TILE), 2 * round_up(shape.ffn, TILE)});
 }
 
+int digits_of(const Shape& shape) {
+    if (shape.hadamard != Hadamard::after) return 1;
+    const int widest = std::max({shape.hidden, shape.q_size(), shape.ffn});
+    int digits = 1;
+    for (int64_t reach = 127; reach < int64_t(shape.activation_max) * widest; digits++)
+        reach = reach * DIGIT_BASE + 127;
+    return digits;
+}
+
+// Half to even; `x` must be finite.
+void round_to_bfloat(const float* x, int n, uint16_t* out) {
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        std::memcpy(&bits, &x[i], sizeof bits);
+        out[i] = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
 template <class T>
 void grow(Pages& pages, ptrdiff_t count) {
     if (pages.bytes() < count * sizeof(T)) pages = Pages(count * sizeof(T), Pages::Size::small);
@@ -25,7 +43,12 @@ void grow(Pages& pages, ptrdiff_t count) {
 }  // namespace
 
 Model::Model(Shape shape, const Kernels& kernels, int threads)
-    : shape_(shape), kernels_(kernels), team_(threads), layers_(shape.layers) {
+    : shape_(shape),
+      kernels_(kernels),
+      team_(threads),
+      layers_(shape.layers),
+      lookups_(shape.linears == Linears::ternary ? kernels.lookups : nullptr),
+      digits_(digits_of(shape)) {
     hidden_stride_ = round_up(shape.hidden, ALIGNED_FLOATS);
     head_stride_ = round_up(shape.head_dim, LANES);
     q_stride_ = round_up(std::max({shape.hidden, shape.q_size(), shape.ffn}), BLOCK);
@@ -33,8 +56,6 @@ Model::Model(Shape shape, const Kernels& kernels, int threads)
     query_stride_ = shape.heads * head_stride_;
     attended_stride_ = round_up(shape.q_size(), ALIGNED_FLOATS);
     score_stride_ = round_up(shape.positions, LANES);
-    // Σ x · w over the hidden size must fit 32 bits.
-    wide_limit_ = std::min(8191, int(0x7fffffff / (127LL * shape.hidden)));
     const int group = shape.heads / shape.kv_heads;
     scratch_stride_ = std::max<ptrdiff_t>(
         {3 * ptrdiff_t(round_up(shape.ffn, ALIGNED_FLOATS)), ptrdiff_t(acc_stride_),
@@ -50,19 +71,37 @@ void Model::set_rotary(const float* cos, const float* sin) {
     sin_.assign(sin, sin + count);
 }
 
-void Model::pack_head(Table table) {
-    head_scales_.resize(shape_.vocab);
-    packed_head_ = Pages(size_t(shape_.vocab) * hidden_stride_, Pages::Size::huge);
+void Model::set_layer(int index, Layer layer) {
+    if (shape_.hadamard == Hadamard::after)
+        for (Matrix* matrix : layer.matrices())
+            for (Part& part : matrix->parts) part.norm = orthonormal(matrix->inputs);
+    layers_[index] = std::move(layer);
+}
+
+Table Model::rounded(const Table& table, int rows, Dtype dtype) {
+    const bool scaled = dtype == Dtype::int8;
+    Pages data(size_t(rows) * table.stride * size_of(dtype), Pages::Size::huge);
+    Pages scales(scaled ? rows * sizeof(float) : 0, Pages::Size::small);
     constexpr int CHUNK = 256;
     team_.run([&](Team::Member& member) {
-        member.each(pieces(shape_.vocab, CHUNK), [&](int chunk) {
-            const int end = std::min(shape_.vocab, (chunk + 1) * CHUNK);
-            for (int v = chunk * CHUNK; v < end; v++)
-                head_scales_[v] = kernels_.pack_head_row(
-                    table.row(v, hidden_stride_), table.dtype, hidden_stride_,
-                    packed_head_.as<int8_t>() + ptrdiff_t(v) * hidden_stride_);
+        member.each(pieces(rows, CHUNK), [&](int chunk) {
+            for (int i = chunk * CHUNK; i < std::min(rows, (chunk + 1) * CHUNK); i++) {
+                const ptrdiff_t at = ptrdiff_t(i) * table.stride;
+                if (scaled) {
+                    scales.as<float>()[i] = kernels_.pack_row(table.row(i), table.dtype, table.stride,
+                                                              data.as<int8_t>() + at);
+                } else {
+                    float* x = scratch(member);
+                    kernels_.widen(table.row(i), table.dtype, table.stride, x);
+                    round_to_bfloat(x, table.stride, data.as<uint16_t>() + at);
+                }
+            }
         });
     });
+    const Table out{data.as<uint8_t>(), dtype, table.stride, scales.as<float>()};
+    rounded_.push_back(std::move(data));
+    rounded_.push_back(std::move(scales));
+    return out;
 }
 
 void Model::set_draft_ids(std::vector<int> ids) {
@@ -111,17 +150,22 @@ std::vector<Model::Memory> Model::kv_memory(int layer, int block) const {
 
 void Model::reserve(int rows) {
     if (rows <= reserved_) return;
-    const int wanted = round_up(rows, LOOKUP_ROWS);
+    const int wanted = round_up(rows, LOOKUP_ROWS), lines = wanted * digits_;
     grow<float>(hidden_, ptrdiff_t(wanted) * hidden_stride_);
-    grow<int8_t>(quantised_, ptrdiff_t(wanted) * q_stride_);
-    grow<int32_t>(acc_, ptrdiff_t(wanted) * acc_stride_);
+    if (shape_.linears == Linears::ternary)
+        grow<int8_t>(quantised_, ptrdiff_t(lines) * q_stride_);
+    else if (shape_.linears == Linears::int8)
+        grow<int16_t>(wide_, ptrdiff_t(wanted) * q_stride_);
+    else
+        grow<float>(floats_, ptrdiff_t(wanted) * q_stride_);
+    grow<int32_t>(acc_, ptrdiff_t(lines) * acc_stride_);
     grow<float>(queries_, ptrdiff_t(wanted) * query_stride_);
     grow<float>(attended_, ptrdiff_t(wanted) * attended_stride_);
-    peaks_.resize(wanted);
-    sums_.resize(wanted);
-    if (kernels_.lookups) {
-        grow<int16_t>(interleaved_, ptrdiff_t(wanted) * q_stride_);
-        // Few rows only; 64 bytes for every 4 inputs.
+    steps_.resize(wanted);
+    sums_.resize(lines);
+    if (lookups_) {
+        grow<int16_t>(interleaved_, ptrdiff_t(lines) * q_stride_);
+        // Few lines only; 64 bytes for every 4 inputs.
         grow<int8_t>(digit_tables_, ptrdiff_t(LOOKUP_ROWS) * q_stride_ * 16);
     }
     for (Segment& segment : segments_) segment.active.reserve(wanted);
@@ -129,7 +173,7 @@ void Model::reserve(int rows) {
 }
 
 bool Model::finish() {
-    if (!kernels_.lookups) return false;
+    if (!lookups_) return false;
     copy_tiles();
     tune();
     return true;
@@ -145,16 +189,13 @@ void Model::copy_tiles() {
     };
     std::vector<Tile> tiles;
     ptrdiff_t total = 0;
-    const auto matrices = [](Layer& layer) {
-        return std::array<Matrix*, 4>{&layer.qkv, &layer.output, &layer.gate_up, &layer.down};
-    };
     for (Layer& layer : layers_)
-        for (Matrix* matrix : matrices(layer))
+        for (Matrix* matrix : layer.matrices())
             for (Part& part : matrix->parts) total += part.tiles() * matrix->tile_bytes();
     tiles_ = Pages(total, Pages::Size::huge);
     uint8_t* to = tiles_.as<uint8_t>();
     for (Layer& layer : layers_)
-        for (Matrix* matrix : matrices(layer)) {
+        for (Matrix* matrix : layer.matrices()) {
             const int blocks = matrix->blocks();
             for (Part& part : matrix->parts) {
                 const uint8_t* from = part.codes;
@@ -167,14 +208,14 @@ void Model::copy_tiles() {
     team_.run([&](Team::Member& member) {
         member.each(int(tiles.size()), [&](int i) {
             const Tile& tile = tiles[i];
-            kernels_.lookups->copy_tile(tile.from, tile.blocks, tile.quads, tile.to);
+            lookups_->copy_tile(tile.from, tile.blocks, tile.quads, tile.to);
         });
     });
 }
 
 // From how many rows on are sums of many rows faster on this machine? Takes a few ms.
 void Model::tune() {
-    const Lookups& lookups = *kernels_.lookups;
+    const Lookups& lookups = *lookups_;
     for (int i = 0; i < team_.size(); i++)
         lookup_scratch_.emplace_back(LOOKUP_SCRATCH, Pages::Size::small);
     fewest_for_sums_ = 1;

@@ -82,7 +82,39 @@ Shape checked(const Shape& shape) {
     if (shape.heads % shape.kv_heads || shape.head_dim % 2 ||
         int64_t(shape.heads) * round_up(shape.head_dim, LANES) > 1 << 24)
         throw std::invalid_argument("heads of a wrong number or size");
+    if (shape.activation_max < 1 || shape.activation_max > 127)
+        throw std::invalid_argument("activation_max must lie in 1..127");
+    if (shape.hadamard != Hadamard::none)
+        for (int size : {shape.hidden, shape.q_size(), shape.kv_size(), shape.ffn})
+            // Transformed integers are held in floats, which are exact below 2²⁴.
+            if (size & (size - 1) || int64_t(shape.activation_max) * size >= 1 << 24)
+                throw std::invalid_argument("a width that cannot be transformed");
     return shape;
+}
+
+template <class T>
+T named(const char* what, const std::string& name,
+        std::initializer_list<std::pair<const char*, T>> choices) {
+    for (const auto& [known, value] : choices)
+        if (name == known) return value;
+    throw std::invalid_argument(std::string(what) + " " + name + " does not exist");
+}
+
+// What dense weights are to be held in; of float32, they stay as they are.
+Dtype dense_dtype(const std::string& name) {
+    return named<Dtype>("dtype", name, {{"fp32", Dtype::float32}, {"bf16", Dtype::bfloat16},
+                                        {"int8", Dtype::int8}});
+}
+
+Linears linears_of(const std::string& dtype) {
+    if (dtype == "ternary") return Linears::ternary;
+    return dense_dtype(dtype) == Dtype::int8 ? Linears::int8 : Linears::floats;
+}
+
+Hadamard hadamard_of(const std::string& name) {
+    return named<Hadamard>("hadamard", name, {{"none", Hadamard::none},
+                                              {"before", Hadamard::before},
+                                              {"after", Hadamard::after}});
 }
 
 // The scope of one call: there is one at a time, and the floating-point environment is the
@@ -110,45 +142,41 @@ private:
 class Binding {
 public:
     Binding(int layers, int hidden, int heads, int kv_heads, int head_dim, int ffn, int vocab,
-            int positions, float eps, bool exit_norm, int threads, const std::string& isa)
+            int positions, float eps, bool exit_norm, const std::string& linears,
+            int activation_max, const std::string& hadamard, int threads, const std::string& isa)
         : kernels_(find_kernels(isa)),
+          linears_(linears),
           model_(checked({layers, hidden, heads, kv_heads, head_dim, ffn, vocab, positions, eps,
-                          exit_norm}),
+                          exit_norm, linears_of(linears), activation_max, hadamard_of(hadamard)}),
                  kernels_, threads) {}
 
     const char* isa() const { return kernels_.name; }
 
-    void set_layer(int index, const Floats& attention_norm, const Floats& ffn_norm,
-                   const std::vector<Codes>& codes, const std::vector<float>& scales) {
-        const Shape& shape = model_.shape();
-        if (index < 0 || index >= shape.layers) throw std::invalid_argument("no such layer");
+    void set_ternary_layer(int index, const Floats& attention_norm, const Floats& ffn_norm,
+                           const std::vector<Codes>& codes, const std::vector<float>& scales) {
+        if (model_.shape().linears != Linears::ternary)
+            throw std::invalid_argument("the linears are dense");
         if (codes.size() != 7 || scales.size() != 7)
             throw std::invalid_argument("a layer has seven linears");
-        size_t next = 0;
-        const auto matrix = [&](int inputs, std::initializer_list<int> outputs) {
-            Matrix built;
-            built.inputs = inputs;
-            for (int size : outputs) {
-                const Codes& array = codes[next];
-                if (int(array.shape(0)) != round_up(size, QUAD) / QUAD ||
-                    int(array.shape(1)) != built.blocks() || array.shape(2) != QUAD ||
-                    array.shape(3) != BLOCK / 4)
-                    throw std::invalid_argument("packed codes of a wrong shape");
-                built.parts.push_back({array.data(), size, scales[next], built.outputs});
-                built.outputs += round_up(size, TILE);
-                kept_codes_.push_back(nb::find(array));
-                next++;
-            }
-            return built;
-        };
-        Layer layer;
-        layer.qkv = matrix(shape.hidden, {shape.q_size(), shape.kv_size(), shape.kv_size()});
-        layer.output = matrix(shape.q_size(), {shape.hidden});
-        layer.gate_up = matrix(shape.hidden, {shape.ffn, shape.ffn});
-        layer.down = matrix(shape.ffn, {shape.hidden});
-        layer.attention_norm = padded(attention_norm, shape.hidden, "attention norm");
-        layer.ffn_norm = padded(ffn_norm, shape.hidden, "feed-forward norm");
-        model_.set_layer(index, std::move(layer));
+        set_layer(index, attention_norm, ffn_norm, [&](size_t linear, int inputs, int outputs) {
+            const Codes& array = codes[linear];
+            if (int(array.shape(0)) != pieces(outputs, QUAD) ||
+                int(array.shape(1)) != pieces(inputs, BLOCK) || array.shape(2) != QUAD ||
+                array.shape(3) != BLOCK / 4)
+                throw std::invalid_argument("packed codes of a wrong shape");
+            kept_codes_.push_back(nb::find(array));
+            return Part{outputs, array.data(), scales[linear]};
+        });
+    }
+
+    void set_dense_layer(int index, const Floats& attention_norm, const Floats& ffn_norm,
+                         const std::vector<AnyRows>& weights) {
+        if (model_.shape().linears == Linears::ternary)
+            throw std::invalid_argument("the linears are ternary");
+        if (weights.size() != 7) throw std::invalid_argument("a layer has seven linears");
+        set_layer(index, attention_norm, ffn_norm, [&](size_t linear, int inputs, int outputs) {
+            return Part{outputs, nullptr, 1.0f, held(weights[linear], outputs, inputs, linears_)};
+        });
     }
 
     void set_final_norm(const Floats& gain) {
@@ -164,19 +192,13 @@ public:
     }
 
     void set_embedding(const AnyRows& rows) {
-        model_.set_embedding(table(rows));
-        keep(rows);
+        const Shape& shape = model_.shape();
+        model_.set_embedding(held(rows, shape.vocab, shape.hidden, "fp32"));
     }
 
-    void set_head(const AnyRows& rows) {
-        model_.set_head(table(rows));
-        keep(rows);
-    }
-
-    void pack_head(const AnyRows& rows) {
-        const Table source = table(rows);
-        nb::gil_scoped_release release;
-        model_.pack_head(source);
+    void set_head(const AnyRows& rows, const std::string& dtype) {
+        const Shape& shape = model_.shape();
+        model_.set_head(held(rows, shape.vocab, shape.hidden, dtype));
     }
 
     void set_draft_ids(const std::vector<int>& ids) {
@@ -292,21 +314,47 @@ private:
         throw nb::python_error();
     }
 
-    template <class Array>
-    void keep(const Array& array) {
-        kept_.push_back(nb::find(array));
+    // part(linear, inputs, outputs) makes each of a layer's seven linears, in the order of the names.
+    template <class F>
+    void set_layer(int index, const Floats& attention_norm, const Floats& ffn_norm, F&& part) {
+        const Shape& shape = model_.shape();
+        if (index < 0 || index >= shape.layers) throw std::invalid_argument("no such layer");
+        size_t next = 0;
+        const auto matrix = [&](int inputs, std::initializer_list<int> outputs) {
+            Matrix built;
+            built.inputs = inputs;
+            for (int size : outputs) built.add(part(next++, inputs, size));
+            return built;
+        };
+        Layer layer;
+        layer.qkv = matrix(shape.hidden, {shape.q_size(), shape.kv_size(), shape.kv_size()});
+        layer.output = matrix(shape.q_size(), {shape.hidden});
+        layer.gate_up = matrix(shape.hidden, {shape.ffn, shape.ffn});
+        layer.down = matrix(shape.ffn, {shape.hidden});
+        layer.attention_norm = padded(attention_norm, shape.hidden, "attention norm");
+        layer.ffn_norm = padded(ffn_norm, shape.hidden, "feed-forward norm");
+        model_.set_layer(index, std::move(layer));
     }
 
-    Table table(const AnyRows& rows) const {
-        const Shape& shape = model_.shape();
-        if (int(rows.shape(0)) != shape.vocab || int(rows.shape(1)) != round_up(shape.hidden, LANES))
-            throw std::invalid_argument("an embedding or head of a wrong shape");
-        const auto* data = static_cast<const uint8_t*>(rows.data());
-        if (rows.dtype() == nb::dtype<float>()) return {data, Dtype::float32};
-        if (rows.dtype() == nb::dtype<uint16_t>()) return {data, Dtype::bfloat16};
-        if (rows.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && rows.dtype().bits == 16)
-            return {data, Dtype::float16};
-        throw std::invalid_argument("an embedding or head of an unknown dtype");
+    // Rows of floats as a table of `dtype`: where they lie, or rounded into the model's own memory.
+    Table held(const AnyRows& rows, int count, int width, const std::string& dtype) {
+        if (int(rows.shape(0)) != count || int(rows.shape(1)) != round_up(width, LANES))
+            throw std::invalid_argument("a matrix of a wrong shape");
+        Table table{static_cast<const uint8_t*>(rows.data()), Dtype::float32, int(rows.shape(1))};
+        const bool is_half = rows.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) &&
+                             rows.dtype().bits == 16;
+        if (is_half) {
+            table.dtype = Dtype::float16;
+        } else if (rows.dtype() != nb::dtype<float>()) {
+            throw std::invalid_argument("a matrix that is neither float32 nor float16");
+        }
+        const Dtype wanted = dense_dtype(dtype);
+        if (wanted == Dtype::float32) {
+            kept_.push_back(nb::find(rows));
+            return table;
+        }
+        nb::gil_scoped_release release;
+        return model_.rounded(table, count, wanted);
     }
 
     // --- a sweep's rows, as engine.backends.protocol.Row has them ---
@@ -404,6 +452,7 @@ private:
     }
 
     const Kernels& kernels_;
+    const std::string linears_;  // what the linears are held in
     Model model_;
     // Arrays that the model points into.
     std::vector<nb::object> kept_, kept_codes_;
@@ -425,16 +474,18 @@ NB_MODULE(_native, m) {
     m.doc() = "The CPU backend's native half; engine.backends.cpu.backend is its only user.";
     m.def("runnable_isas", runnable_isas, "Instruction sets of this build and machine, best first.");
     nb::class_<Binding>(m, "Model")
-        .def(nb::init<int, int, int, int, int, int, int, int, float, bool, int, const std::string&>(),
+        .def(nb::init<int, int, int, int, int, int, int, int, float, bool, const std::string&, int,
+                      const std::string&, int, const std::string&>(),
              nb::kw_only(), "layers"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "ffn"_a,
-             "vocab"_a, "positions"_a, "eps"_a, "exit_norm"_a, "threads"_a, "isa"_a)
+             "vocab"_a, "positions"_a, "eps"_a, "exit_norm"_a, "linears"_a, "activation_max"_a,
+             "hadamard"_a, "threads"_a, "isa"_a)
         .def_prop_ro("isa", &Binding::isa)
-        .def("set_layer", &Binding::set_layer)
+        .def("set_ternary_layer", &Binding::set_ternary_layer)
+        .def("set_dense_layer", &Binding::set_dense_layer)
         .def("set_final_norm", &Binding::set_final_norm)
         .def("set_rotary", &Binding::set_rotary)
         .def("set_embedding", &Binding::set_embedding)
         .def("set_head", &Binding::set_head)
-        .def("pack_head", &Binding::pack_head)
         .def("set_draft_ids", &Binding::set_draft_ids)
         .def("finish", &Binding::finish)
         .def("allocate", &Binding::allocate)

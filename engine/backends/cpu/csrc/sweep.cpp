@@ -47,8 +47,7 @@ bool Model::sweep(const std::vector<Row>& rows, const std::vector<std::vector<in
     for (int i = 0; i < count; i++) {
         float* x = inside + ptrdiff_t(i) * hidden_stride_;
         if (rows[i].token >= 0) {
-            kernels_.widen(embedding_.row(rows[i].token, hidden_stride_), embedding_.dtype,
-                           hidden_stride_, x);
+            kernels_.widen(embedding_.row(rows[i].token), embedding_.dtype, hidden_stride_, x);
         } else {
             std::memcpy(x, states_.as<float>() + ptrdiff_t(rows[i].source) * hidden_stride_, bytes);
         }
@@ -84,7 +83,8 @@ void Model::plan(const std::vector<Row>& rows) {
         segment.active.clear();
         for (int i = 0; i < int(rows.size()); i++)
             if (rows[i].first <= first && first < rows[i].last) segment.active.push_back(i);
-        segment.by_sums = kernels_.lookups && segment.count() >= fewest_for_sums_;
+        segment.lines = segment.count() * digits_;
+        segment.by_sums = lookups_ && segment.lines >= fewest_for_sums_;
         if (!segment.active.empty()) num_segments_++;
         first = next;
     }
@@ -107,19 +107,19 @@ void Model::run_layers(Team::Member& member, const Segment& segment) {
             attend(member, index, slot, row_of(slot), i % shape_.kv_heads);
         });
         member.each(count, [&](int slot) {
-            quantise(segment, slot, attended_.as<float>() + ptrdiff_t(slot) * attended_stride_,
+            take_in(segment, slot, attended_.as<float>() + ptrdiff_t(slot) * attended_stride_,
                      shape_.q_size());
         });
         gemm(member, segment, layer.output);
         member.each(count, [&](int slot) {
-            add_residual(slot, segment.active[slot], layer.output);
+            add_residual(member, slot, segment.active[slot], layer.output);
             normalise(segment, slot, layer.ffn_norm);
         });
         gemm(member, segment, layer.gate_up);
         member.each(count, [&](int slot) { swiglu(member, segment, slot, layer.gate_up); });
         gemm(member, segment, layer.down);
         member.each(count, [&](int slot) {
-            add_residual(slot, segment.active[slot], layer.down);
+            add_residual(member, slot, segment.active[slot], layer.down);
             if (index + 1 < segment.last)
                 normalise(segment, slot, layers_[index + 1].attention_norm);
         });
@@ -127,11 +127,13 @@ void Model::run_layers(Team::Member& member, const Segment& segment) {
     member.settle();
 }
 
-// Integer sums for all rows; the row count chooses the kernel, which integers do not notice.
+// Sums for all rows. Of ternary linears the line count chooses the kernel, which integers do not
+// notice.
 void Model::gemm(Team::Member& member, const Segment& segment, const Matrix& matrix) {
+    if (shape_.linears != Linears::ternary) return gemm_dense(member, segment, matrix);
     if (segment.by_sums) return gemm_by_sums(member, segment, matrix);
-    if (kernels_.lookups) return gemm_by_digits(member, segment, matrix);
-    const int blocks = matrix.blocks(), rows = segment.count();
+    if (lookups_) return gemm_by_digits(member, segment, matrix);
+    const int blocks = matrix.blocks(), rows = segment.lines;
     each_piece(member, matrix, chunk_tiles(matrix), 1,
                [&](const Part& part, int begin, int end, int) {
         constexpr int QUADS = TILE / QUAD;
@@ -148,8 +150,8 @@ void Model::gemm(Team::Member& member, const Segment& segment, const Matrix& mat
 void Model::gemm_by_digits(Team::Member& member, const Segment& segment, const Matrix& matrix) {
     each_piece(member, matrix, chunk_tiles(matrix), 1,
                [&](const Part& part, int begin, int end, int) {
-        for (int m = 0; m < segment.count(); m++)
-            kernels_.lookups->by_digits(part.codes, matrix.blocks(),
+        for (int m = 0; m < segment.lines; m++)
+            lookups_->by_digits(part.codes, matrix.blocks(),
                                         digit_tables_.as<int8_t>() + ptrdiff_t(m) * q_stride_ * 16,
                                         begin, end,
                                         acc_.as<int32_t>() + ptrdiff_t(m) * acc_stride_ +
@@ -165,39 +167,111 @@ void Model::gemm_by_sums(Team::Member& member, const Segment& segment, const Mat
     each_piece(member, matrix, tiles, segment.groups(),
                [&](const Part& part, int begin, int end, int group) {
         const ptrdiff_t first = ptrdiff_t(group) * LOOKUP_ROWS;
-        kernels_.lookups->by_sums(part.codes, matrix.blocks(),
+        lookups_->by_sums(part.codes, matrix.blocks(),
                                   interleaved_.as<int16_t>() + first * q_stride_,
                                   segment.width(group),
-                                  std::min(segment.count() - int(first), LOOKUP_ROWS), begin, end,
+                                  std::min(segment.lines - int(first), LOOKUP_ROWS), begin, end,
                                   scratch,
                                   acc_.as<int32_t>() + first * acc_stride_ + part.offset,
                                   acc_stride_);
     });
 }
 
-void Model::scaled(int slot, const Part& part, float* out) const {
-    const int32_t* acc = acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_ + part.offset;
-    const int32_t sum = sums_[slot];
-    const float c = factor(slot, part);
-    for (int i = 0; i < part.outputs; i++) out[i] = float(acc[i] - sum) * c;
+// A tile's weights come from memory once, however many rows there are.
+void Model::gemm_dense(Team::Member& member, const Segment& segment, const Matrix& matrix) {
+    const Inputs inputs{floats_.as<float>(), wide_.as<int16_t>(), steps_.data(), q_stride_};
+    each_piece(member, matrix, 1, 1, [&](const Part& part, int begin, int end, int) {
+        const int first = begin * TILE;
+        multiply(part.table, first, std::min(end * TILE, part.outputs), inputs, segment.count(),
+                 acc_.as<float>() + part.offset + first, acc_stride_);
+    });
 }
 
-void Model::quantise(const Segment& segment, int slot, const float* x, int n) {
-    const int padded = round_up(n, BLOCK);
-    int8_t* q = quantised_.as<int8_t>() + ptrdiff_t(slot) * q_stride_;
-    const Quantised result = kernels_.quantise(x, n, padded, q);
-    peaks_[slot] = result.peak;
-    sums_[slot] = kernels_.lookups ? 0 : result.sum;  // codes are trits + 1
-    expect_finite(result.peak);
-    if (segment.by_sums) {
-        const int group = slot / LOOKUP_ROWS, width = segment.width(group);
-        int16_t* column = interleaved_.as<int16_t>() +
-                          ptrdiff_t(group) * LOOKUP_ROWS * q_stride_ + slot % LOOKUP_ROWS;
-        for (int i = 0; i < padded; i++) column[ptrdiff_t(i) * width] = q[i];
-    } else if (kernels_.lookups) {
-        kernels_.lookups->digit_tables(
-            q, padded / BLOCK, digit_tables_.as<int8_t>() + ptrdiff_t(slot) * q_stride_ * 16);
+void Model::multiply(const Table& table, int begin, int end, const Inputs& inputs, int count,
+                     float* out, ptrdiff_t out_stride) const {
+    for (int m = 0; m < count; m += MAX_GEMM_ROWS, out += MAX_GEMM_ROWS * out_stride) {
+        const int rows = std::min(count - m, MAX_GEMM_ROWS);
+        const ptrdiff_t at = m * inputs.stride;
+        if (table.dtype == Dtype::int8) {
+            kernels_.dense_int8(reinterpret_cast<const int8_t*>(table.data), table.scales,
+                                table.stride, begin, end, inputs.wide + at, inputs.stride,
+                                inputs.steps + m, rows, out, out_stride);
+        } else {
+            kernels_.dense_float(table.data, table.dtype, table.stride, begin, end,
+                                 inputs.floats + at, inputs.stride, rows, out, out_stride);
+        }
     }
+}
+
+void Model::take_in(const Segment& segment, int slot, float* x, int n) {
+    const int padded = round_up(n, LANES);
+    const ptrdiff_t at = ptrdiff_t(slot) * q_stride_;
+    switch (shape_.linears) {
+        case Linears::ternary:
+            if (shape_.hadamard == Hadamard::before) kernels_.hadamard(x, n, orthonormal(n));
+            return quantise(segment, slot, x, n);
+        case Linears::floats:
+            expect_finite(kernels_.peak(x, n));
+            std::copy_n(x, padded, floats_.as<float>() + at);
+            return;
+        case Linears::int8:
+            const int limit = wide_limit(n);
+            const float peak = kernels_.quantise_wide(x, n, padded, limit, wide_.as<int16_t>() + at);
+            steps_[slot] = peak / float(limit);
+            expect_finite(peak);
+    }
+}
+
+void Model::quantise(const Segment& segment, int slot, float* x, int n) {
+    const int padded = round_up(n, BLOCK), limit = shape_.activation_max;
+    int line = slot * digits_;
+    int8_t* q = quantised_.as<int8_t>() + line * ptrdiff_t(q_stride_);
+    float peak;
+    if (shape_.hadamard == Hadamard::after) {
+        peak = kernels_.quantise_hadamard(x, n, padded, limit, digits_, q, q_stride_, &sums_[line]);
+    } else {
+        const Quantised result = kernels_.quantise(x, n, padded, limit, q);
+        peak = result.peak;
+        sums_[line] = result.sum;
+    }
+    steps_[slot] = peak / float(limit);
+    expect_finite(peak);
+    if (!lookups_) return;
+    for (const int end = line + digits_; line < end; line++, q += q_stride_) {
+        sums_[line] = 0;  // codes are trits there
+        if (segment.by_sums) {
+            const int group = line / LOOKUP_ROWS, width = segment.width(group);
+            int16_t* column = interleaved_.as<int16_t>() +
+                              ptrdiff_t(group) * LOOKUP_ROWS * q_stride_ + line % LOOKUP_ROWS;
+            for (int i = 0; i < padded; i++) column[ptrdiff_t(i) * width] = q[i];
+        } else {
+            lookups_->digit_tables(
+                q, padded / BLOCK, digit_tables_.as<int8_t>() + ptrdiff_t(line) * q_stride_ * 16);
+        }
+    }
+}
+
+void Model::take_out(int slot, const Part& part, float* out) const {
+    if (shape_.linears != Linears::ternary) {
+        std::copy_n(sums_at<float>(slot) + part.offset, part.outputs, out);
+        return;
+    }
+    const int32_t* acc = sums_at<int32_t>(slot) + part.offset;
+    const int32_t* sums = &sums_[slot * digits_];
+    const float c = steps_[slot] * part.scale * part.norm;
+    if (digits_ == 1) {
+        const int32_t sum = *sums;
+        for (int i = 0; i < part.outputs; i++) out[i] = float(acc[i] - sum) * c;
+    } else {
+        for (int i = 0; i < part.outputs; i++) {
+            int64_t total = 0;
+            for (int d = digits_ - 1; d >= 0; d--)
+                total = total * DIGIT_BASE + (acc[d * ptrdiff_t(acc_stride_) + i] - sums[d]);
+            out[i] = float(total) * c;
+        }
+    }
+    if (shape_.hadamard != Hadamard::none)
+        kernels_.hadamard(out, part.outputs, orthonormal(part.outputs));
 }
 
 void Model::expect_finite(float value) {
@@ -205,21 +279,19 @@ void Model::expect_finite(float value) {
 }
 
 void Model::normalise(const Segment& segment, int slot, const std::vector<float>& gain) {
-    // Its place among the accumulators is free between two matrix products.
-    float* normed = reinterpret_cast<float*>(acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_);
+    // Its place among the sums is free between two matrix products.
+    float* normed = sums_at<float>(slot);
     expect_finite(kernels_.rms_norm(hidden_.as<float>() +
                                         ptrdiff_t(segment.active[slot]) * hidden_stride_,
                                     gain.data(), shape_.hidden, shape_.eps, normed));
-    quantise(segment, slot, normed, shape_.hidden);
+    take_in(segment, slot, normed, shape_.hidden);
 }
 
-void Model::add_residual(int slot, int row, const Matrix& matrix) {
-    const Part& part = matrix.parts.front();
-    const int32_t* acc = acc_.as<int32_t>() + ptrdiff_t(slot) * acc_stride_;
-    const int32_t sum = sums_[slot];
-    const float c = factor(slot, part);
+void Model::add_residual(Team::Member& member, int slot, int row, const Matrix& matrix) {
+    float* y = scratch(member);
+    take_out(slot, matrix.parts.front(), y);
     float* x = hidden_.as<float>() + ptrdiff_t(row) * hidden_stride_;
-    for (int i = 0; i < part.outputs; i++) x[i] = x[i] + float(acc[i] - sum) * c;
+    for (int i = 0; i < shape_.hidden; i++) x[i] = x[i] + y[i];
 }
 
 KvView Model::view(const Pages& data, const Pages& scales, int layer, int kv_head) const {
@@ -247,13 +319,13 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
         }
     };
 
-    scaled(slot, qkv.parts[0], x);
+    take_out(slot, qkv.parts[0], x);
     float* queries = queries_.as<float>() + ptrdiff_t(slot) * query_stride_;
-    const float longest = peaks_[slot] * qkv.parts[0].scale * float(qkv.inputs);
-    expect_finite(longest < QUERY_LIMIT ? longest : INFINITY);
     const float scale = 1.0f / std::sqrt(float(size));
     for (int h = 0; h < shape_.heads; h++)
         rotated(x + h * size, queries + ptrdiff_t(h) * head_stride_, scale);
+    const float longest = kernels_.peak(queries, query_stride_);
+    expect_finite(longest < QUERY_LIMIT ? longest : INFINITY);
 
     // One head at a time through a padded buffer, behind the projections.
     float* padded = x + round_up(shape_.kv_size(), LANES);
@@ -274,12 +346,12 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
             expect_finite(*scale_cell);
         }
     };
-    scaled(slot, qkv.parts[1], x);
+    take_out(slot, qkv.parts[1], x);
     for (int h = 0; h < shape_.kv_heads; h++) {
         rotated(x + h * size, padded, 1.0f);
         write(keys_, key_scales_, h);
     }
-    scaled(slot, qkv.parts[2], x);
+    take_out(slot, qkv.parts[2], x);
     for (int h = 0; h < shape_.kv_heads; h++) {
         std::copy_n(x + h * size, size, padded);
         write(values_, value_scales_, h);
@@ -315,11 +387,11 @@ void Model::swiglu(Team::Member& member, const Segment& segment, int slot,
                    const Matrix& matrix) {
     const int width = round_up(shape_.ffn, LANES);
     float *gate = scratch(member), *up = gate + width, *out = up + width;
-    scaled(slot, matrix.parts[0], gate);
-    scaled(slot, matrix.parts[1], up);
+    take_out(slot, matrix.parts[0], gate);
+    take_out(slot, matrix.parts[1], up);
     for (int i = shape_.ffn; i < width; i++) gate[i] = up[i] = 0.0f;
     kernels_.swiglu(gate, up, width, out);
-    quantise(segment, slot, out, shape_.ffn);
+    take_in(segment, slot, out, shape_.ffn);
 }
 
 }  // namespace bitskip

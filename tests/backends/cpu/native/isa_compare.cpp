@@ -192,12 +192,13 @@ void quantisations(Comparison& c) {
     const int wide = round_up(n, LANES) + LANES * c.between(0, 1);
     const int limit = std::min<int>(8191, std::numeric_limits<int32_t>::max() / (127 * n));
     const auto x = c.floats(n);
+    const int narrow = c.chance(50) ? 127 : 7;
     c.run<int8_t>("quantise", padded, [&](const Kernels& k, int8_t* q) {
-        k.quantise(x.data(), n, padded, q);
+        k.quantise(x.data(), n, padded, narrow, q);
     });
     c.run<float>("quantise", 2, [&](const Kernels& k, float* out) {
         Buffer<int8_t> q(padded);
-        const Quantised result = k.quantise(x.data(), n, padded, q.data());
+        const Quantised result = k.quantise(x.data(), n, padded, narrow, q.data());
         out[0] = result.peak;
         out[1] = float(result.sum);
     });
@@ -207,6 +208,31 @@ void quantisations(Comparison& c) {
     c.run<float>("quantise_wide", 1, [&](const Kernels& k, float* out) {
         Buffer<int16_t> q(wide);
         out[0] = k.quantise_wide(x.data(), n, wide, limit, q.data());
+    });
+}
+
+void hadamard(Comparison& c) {
+    const int n = 1 << c.between(0, 12), padded = round_up(n, BLOCK);
+    const int limit = c.chance(50) ? 127 : 7, digits = c.between(n > 128 ? 3 : 2, 4);
+    const ptrdiff_t stride = padded + 64 * c.between(0, 2);
+    const auto x = c.floats(n);
+    const float factor = c.chance(50) ? 1.0f / std::sqrt(float(n)) : 1.0f;
+    c.run<float>("peak", 1, [&](const Kernels& k, float* out) {
+        out[0] = k.peak(x.data(), round_up(n, LANES));
+    });
+    c.run<float>("hadamard", round_up(n, LANES), [&](const Kernels& k, float* out) {
+        std::copy_n(x.data(), round_up(n, LANES), out);
+        k.hadamard(out, n, factor);
+    });
+    c.run<int8_t>("quantise_hadamard", digits * stride, [&](const Kernels& k, int8_t* q) {
+        auto lost = x;
+        std::vector<int32_t> sums(digits);
+        k.quantise_hadamard(lost.data(), n, padded, limit, digits, q, stride, sums.data());
+    });
+    c.run<int32_t>("quantise_hadamard", digits, [&](const Kernels& k, int32_t* sums) {
+        auto lost = x;
+        Buffer<int8_t> q(digits * stride);
+        k.quantise_hadamard(lost.data(), n, padded, limit, digits, q.data(), stride, sums);
     });
 }
 
@@ -331,7 +357,7 @@ void lookups(Comparison& c) {
     });
 }
 
-void head(Comparison& c) {
+void dense(Comparison& c) {
     const int n = LANES * c.between(1, 40), size = c.between(1, 12);
     const int rows = c.between(1, MAX_GEMM_ROWS);
     const int begin = c.between(0, size - 1), end = c.between(begin, size);
@@ -341,8 +367,8 @@ void head(Comparison& c) {
         const auto w = c.integers<int8_t>(size_t(size) * n, 127);
         const auto x = c.integers<int16_t>(rows * x_stride, limit);
         const auto w_scale = c.floats(size), x_scale = c.floats(rows);
-        c.run<float>("head_int8", rows * stride, [&](const Kernels& k, float* logits) {
-            k.head_int8(w.data(), w_scale.data(), n, begin, end, x.data(), x_stride,
+        c.run<float>("dense_int8", rows * stride, [&](const Kernels& k, float* logits) {
+            k.dense_int8(w.data(), w_scale.data(), n, begin, end, x.data(), x_stride,
                         x_scale.data(), rows, logits, stride);
         });
     }
@@ -353,16 +379,16 @@ void head(Comparison& c) {
         const auto rows_of = [&](const Buffer<uint16_t>& bits) {
             return dtype == Dtype::float32 ? static_cast<const void*>(wide.data()) : bits.data();
         };
-        c.run<float>("head_float", rows * stride, [&](const Kernels& k, float* logits) {
-            k.head_float(rows_of(tame), dtype, n, begin, end, x.data(), x_stride, rows, logits,
+        c.run<float>("dense_float", rows * stride, [&](const Kernels& k, float* logits) {
+            k.dense_float(rows_of(tame), dtype, n, begin, end, x.data(), x_stride, rows, logits,
                          stride);
         });
-        c.run<int8_t>("pack_head_row", n, [&](const Kernels& k, int8_t* out) {
-            k.pack_head_row(rows_of(tame), dtype, n, out);
+        c.run<int8_t>("pack_row", n, [&](const Kernels& k, int8_t* out) {
+            k.pack_row(rows_of(tame), dtype, n, out);
         });
-        c.run<float>("pack_head_row", 1, [&](const Kernels& k, float* out) {
+        c.run<float>("pack_row", 1, [&](const Kernels& k, float* out) {
             Buffer<int8_t> q(n);
-            out[0] = k.pack_head_row(rows_of(tame), dtype, n, q.data());
+            out[0] = k.pack_row(rows_of(tame), dtype, n, q.data());
         });
         c.run<float>("widen", n, [&](const Kernels& k, float* out) {
             k.widen(rows_of(narrow), dtype, n, out);
@@ -420,7 +446,7 @@ int main(int argc, char** argv) {
     for (const Kernels* kernels : chosen) {
         Comparison comparison(*scalar, *kernels);
         for (int i = 0; i < rounds; i++)
-            for (auto* part : {vectors, quantisations, attention, ternary, lookups, head})
+            for (auto* part : {vectors, quantisations, hadamard, attention, ternary, lookups, dense})
                 part(comparison);
         equal = comparison.report() && equal;
     }

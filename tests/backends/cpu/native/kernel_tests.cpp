@@ -88,18 +88,21 @@ void test_quantise(const Kernels& k) {
                 for (int i = 1; i < n; i++) x[i] = float(between(-253, 253)) * 0.5f;
             }
             std::vector<int> expected;
-            const float peak = quantised(x, n, 127, expected);
             const int padded = round_up(n, BLOCK);
-            Aligned<int8_t> q(padded);
-            std::fill(q.data(), q.data() + padded, int8_t(99));
-            const Quantised result = k.quantise(x.data(), n, padded, q.data());
-            CHECK(result.peak == peak);
-            int32_t sum = 0;
-            for (int i = 0; i < padded; i++) {
-                CHECK(q[i] == (i < n ? expected[i] : 0));
-                sum += q[i];
+            float peak = 0.0f;
+            for (int limit : {7, 127}) {
+                peak = quantised(x, n, limit, expected);
+                Aligned<int8_t> q(padded);
+                std::fill(q.data(), q.data() + padded, int8_t(99));
+                const Quantised result = k.quantise(x.data(), n, padded, limit, q.data());
+                CHECK(result.peak == peak);
+                int32_t sum = 0;
+                for (int i = 0; i < padded; i++) {
+                    CHECK(q[i] == (i < n ? expected[i] : 0));
+                    sum += q[i];
+                }
+                CHECK(result.sum == sum);
             }
-            CHECK(result.sum == sum);
 
             Aligned<int8_t> cached(round_up(n, LANES));
             CHECK(k.store_int8(x.data(), round_up(n, LANES), cached.data()) == peak / 127.0f);
@@ -116,11 +119,82 @@ void test_quantise(const Kernels& k) {
             auto x = vector_of(40, ordinary);
             x[at] = odd;
             Aligned<int8_t> q(BLOCK);
-            CHECK(!std::isfinite(k.quantise(x.data(), 40, BLOCK, q.data()).peak));
+            CHECK(!std::isfinite(k.quantise(x.data(), 40, BLOCK, 127, q.data()).peak));
             CHECK(!std::isfinite(k.store_int8(x.data(), 48, q.data())));
+            CHECK(!std::isfinite(k.peak(x.data(), 48)));
             Aligned<uint16_t> halves(48);
             CHECK(!std::isfinite(k.store_half(x.data(), 48, halves.data())));
         }
+}
+
+// The butterflies one by one, rounded as they are.
+void transform(std::vector<float>& x) {
+    const size_t n = x.size();
+    for (size_t h = 1; h < n; h *= 2)
+        for (size_t i = 0; i < n; i++)
+            if (!(i & h)) {
+                const float u = x[i], v = x[i + h];
+                x[i] = u + v;
+                x[i + h] = u - v;
+            }
+}
+
+void test_hadamard(const Kernels& k) {
+    for (int n = 1; n <= 4096; n *= 2)
+        for (int kind = 0; kind < KINDS; kind++) {
+            auto x = vector_of(n, kind, kind == huge ? 0x1p100f : 3.0f);
+            const float factor = between(0, 1) ? float(1.0 / std::sqrt(double(n))) : 1.0f;
+            std::vector<float> expected(x.data(), x.data() + n);
+            CHECK(k.peak(x.data(), n) ==
+                  std::abs(*std::max_element(expected.begin(), expected.end(), [](float a, float b) {
+                      return std::abs(a) < std::abs(b);
+                  })));
+            transform(expected);
+            k.hadamard(x.data(), n, factor);
+            for (int i = 0; i < n; i++) CHECK(x[i] == expected[i] * factor || kind == huge);
+        }
+    // Sums as wide as can be, of both signs: a constant, and the rows of the transform itself.
+    for (int n : {1, 2, 16, 64, 2048, 4096, 65536})
+        for (int limit : {7, 127})
+            for (int kind = 0; kind < KINDS + 2; kind++) {
+                auto x = vector_of(n, kind < KINDS ? kind : int(zeros));
+                const int row = kind == KINDS ? 0 : between(0, n - 1);
+                for (int i = 0; i < n && kind >= KINDS; i++)
+                    x[i] = __builtin_parity(unsigned(i & row)) ? -2.0f : 2.0f;
+                std::vector<int> q;
+                const float peak = quantised(x, n, limit, q);
+                std::vector<float> expected(q.begin(), q.end());
+                transform(expected);  // exact
+                int digits = 1;
+                for (int64_t reach = 127; reach < int64_t(limit) * n; digits++)
+                    reach = reach * DIGIT_BASE + 127;
+                const int padded = round_up(n, BLOCK), stride = padded + BLOCK * between(0, 1);
+                Aligned<int8_t> lines(ptrdiff_t(digits) * stride);
+                std::fill(lines.data(), lines.data() + digits * stride, int8_t(99));
+                std::vector<int32_t> sums(digits, 12345);
+                CHECK(k.quantise_hadamard(x.data(), n, padded, limit, digits, lines.data(), stride,
+                                          sums.data()) == peak);
+                for (int i = 0; i < n; i++) {
+                    int64_t value = 0;
+                    for (int d = digits - 1; d >= 0; d--) {
+                        const int digit = lines[d * stride + i];
+                        CHECK(digit >= -127);
+                        value = value * DIGIT_BASE + digit;
+                    }
+                    CHECK(value == int64_t(expected[i]));
+                }
+                for (int d = 0; d < digits; d++) {
+                    int32_t sum = 0;
+                    for (int i = 0; i < padded; i++) sum += lines[d * stride + i];
+                    CHECK(sums[d] == sum);
+                    for (int i = n; i < padded; i++) CHECK(lines[d * stride + i] == 0);
+                }
+            }
+    auto x = vector_of(64, ordinary);
+    x[40] = NAN;
+    Aligned<int8_t> q(BLOCK);
+    int32_t sum;
+    CHECK(std::isnan(k.quantise_hadamard(x.data(), 64, BLOCK, 7, 1, q.data(), BLOCK, &sum)));
 }
 
 void test_exp(const Kernels& k) {
@@ -240,7 +314,7 @@ void test_ternary(const Kernels& k) {
             }
 }
 
-void test_head(const Kernels& k) {
+void test_dense(const Kernels& k) {
     for (int n : {16, 48, 64, 128, 272, 2048}) {
         const int size = between(1, 9), rows = between(1, MAX_GEMM_ROWS);
         const int begin = between(0, size - 1), end = between(begin, size);
@@ -252,7 +326,7 @@ void test_head(const Kernels& k) {
         for (int i = 0; i < rows * n; i++) x[i] = int16_t(extreme ? limit : between(-limit, limit));
         const auto w_scale = vector_of(size, ordinary), x_scale = vector_of(rows, ordinary);
         std::vector<float> logits(rows * (end - begin) + 1, 7.0f);
-        k.head_int8(w.data(), w_scale.data(), n, begin, end, x.data(), n, x_scale.data(), rows,
+        k.dense_int8(w.data(), w_scale.data(), n, begin, end, x.data(), n, x_scale.data(), rows,
                     logits.data(), end - begin);
         for (int m = 0; m < rows; m++)
             for (int v = begin; v < end; v++) {
@@ -282,7 +356,7 @@ void test_head(const Kernels& k) {
                 std::memcpy(&value, &bits, 4);
                 return value;
             };
-            k.head_float(rows_of, dtype, n, begin, end, residuals.data(), n, rows, logits.data(),
+            k.dense_float(rows_of, dtype, n, begin, end, residuals.data(), n, rows, logits.data(),
                          end - begin);
             for (int m = 0; m < rows; m++)
                 for (int v = begin; v < end; v++) {
@@ -296,14 +370,14 @@ void test_head(const Kernels& k) {
             Aligned<int8_t> packed(n);
             float peak = 0.0f;
             for (int i = 0; i < n; i++) peak = std::max(peak, std::abs(weight(i)));
-            CHECK(k.pack_head_row(rows_of, dtype, n, packed.data()) == peak / 127.0f);
+            CHECK(k.pack_row(rows_of, dtype, n, packed.data()) == peak / 127.0f);
             for (int i = 0; i < n; i++)
                 CHECK(packed[i] == std::nearbyint(weight(i) * 127.0f / peak));
         }
     }
     Aligned<float> nothing(32);
     Aligned<int8_t> packed(32);
-    CHECK(k.pack_head_row(nothing.data(), Dtype::float32, 32, packed.data()) == 0.0f);
+    CHECK(k.pack_row(nothing.data(), Dtype::float32, 32, packed.data()) == 0.0f);
     for (int i = 0; i < 32; i++) CHECK(packed[i] == 0);
 }
 
@@ -413,8 +487,8 @@ int main() {
     for (int i = 0; i < NUM_ISAS; i++) {
         if (!ISAS[i].runs_here()) continue;
         const Kernels& kernels = *ISAS[i].kernels;
-        for (auto* test : {test_rms_norm, test_quantise, test_exp, test_swiglu, test_formats,
-                           test_ternary, test_head, test_attention})
+        for (auto* test : {test_rms_norm, test_quantise, test_hadamard, test_exp, test_swiglu, test_formats,
+                           test_ternary, test_dense, test_attention})
             test(kernels);
         std::printf("%s: all kernels as the formulas say\n", kernels.name);
     }

@@ -34,11 +34,25 @@ public:
         const auto any = [&](int low, int high) { return between(generator, low, high); };
         constexpr int HEAD_DIMS[] = {2, 6, 16, 20, 32, 34, 64, 128};
         shape.layers = any(1, 3);
-        shape.kv_heads = any(1, 3);
-        shape.heads = shape.kv_heads * any(1, 5);
-        shape.head_dim = HEAD_DIMS[any(0, 7)];
-        shape.hidden = any(1, 300);
-        shape.ffn = any(1, 560);
+        shape.hadamard = Hadamard(std::max(0, any(-1, 2)));
+        if (shape.hadamard == Hadamard::none) {
+            shape.linears = Linears(any(0, 2));
+            shape.kv_heads = any(1, 3);
+            shape.heads = shape.kv_heads * any(1, 5);
+            shape.head_dim = HEAD_DIMS[any(0, 7)];
+            shape.hidden = any(1, 300);
+            shape.ffn = any(1, 560);
+        } else {  // powers of two
+            shape.kv_heads = 1 << any(0, 1);
+            shape.heads = shape.kv_heads << any(0, 2);
+            shape.head_dim = 1 << any(1, 6);
+            shape.hidden = 1 << any(0, 8);
+            shape.ffn = 1 << any(0, 9);
+        }
+        shape.activation_max = any(0, 1) ? 127 : 7;
+        dense_dtype_ = shape.linears == Linears::int8 ? Dtype::int8
+                       : any(0, 1)                    ? Dtype::bfloat16
+                                                      : Dtype::float32;
         shape.vocab = any(1, 200);
         shape.positions = any(1, 70);
         shape.eps = 1e-5f;
@@ -51,7 +65,12 @@ public:
                                      {kv, shape.hidden},         {shape.hidden, q},
                                      {shape.ffn, shape.hidden},  {shape.ffn, shape.hidden},
                                      {shape.hidden, shape.ffn}};
-            for (const auto& [outputs, inputs] : sizes) layer.codes.push_back(codes(generator, outputs, inputs));
+            for (const auto& [outputs, inputs] : sizes) {
+                if (shape.linears == Linears::ternary)
+                    layer.codes.push_back(codes(generator, outputs, inputs));
+                else
+                    layer.dense.push_back(rows(generator, outputs, inputs));
+            }
             layer.norms[0] = padded(floats(generator, shape.hidden, 0.7f, 1.3f));
             layer.norms[1] = padded(floats(generator, shape.hidden, 0.7f, 1.3f));
         }
@@ -59,8 +78,8 @@ public:
         const size_t angles = size_t(shape.positions) * (shape.head_dim / 2);
         cos_ = floats(generator, angles, -1.0f, 1.0f);
         sin_ = floats(generator, angles, -1.0f, 1.0f);
-        embedding_ = table(generator);
-        head_ = table(generator);
+        embedding_ = rows(generator, shape.vocab, shape.hidden);
+        head_ = rows(generator, shape.vocab, shape.hidden);
         for (int id = 0; id < shape.vocab; id++)
             if (id < shape.vocab / 2 || any(0, 9) == 0) draft_ids_.push_back(id);
         if (draft_ids_.empty()) draft_ids_.push_back(shape.vocab - 1);
@@ -68,6 +87,11 @@ public:
 
     std::unique_ptr<Model> make(const Kernels& kernels, int threads, bool packed_head) const {
         auto model = std::make_unique<Model>(shape, kernels, threads);
+        const auto held = [&](const std::vector<float>& rows, int count, int width, Dtype dtype) {
+            const Table table{reinterpret_cast<const uint8_t*>(rows.data()), Dtype::float32,
+                              round_up(width, LANES)};
+            return dtype == Dtype::float32 ? table : model->rounded(table, count, dtype);
+        };
         for (int i = 0; i < shape.layers; i++) {
             size_t next = 0;
             const auto matrix = [&](int inputs, std::initializer_list<int> outputs) {
@@ -75,8 +99,13 @@ public:
                 built.inputs = inputs;
                 for (int size : outputs) {
                     const float scale = 1.0f / std::sqrt(0.6f * float(inputs));
-                    built.parts.push_back({layers_[i].codes[next++].data(), size, scale, built.outputs});
-                    built.outputs += round_up(size, TILE);
+                    Part part{size, nullptr, scale};
+                    if (shape.linears == Linears::ternary)
+                        part.codes = layers_[i].codes[next].data();
+                    else
+                        part.table = held(layers_[i].dense[next], size, inputs, dense_dtype_);
+                    built.add(part);
+                    next++;
                 }
                 return built;
             };
@@ -91,9 +120,9 @@ public:
         }
         model->set_final_norm(final_norm_);
         model->set_rotary(cos_.data(), sin_.data());
-        model->set_embedding({reinterpret_cast<const uint8_t*>(embedding_.data()), Dtype::float32});
-        const Table head{reinterpret_cast<const uint8_t*>(head_.data()), Dtype::float32};
-        packed_head ? model->pack_head(head) : model->set_head(head);
+        model->set_embedding(held(embedding_, shape.vocab, shape.hidden, Dtype::float32));
+        model->set_head(held(head_, shape.vocab, shape.hidden,
+                             packed_head ? Dtype::int8 : Dtype::float32));
         model->set_draft_ids(draft_ids_);
         model->finish();
         return model;
@@ -102,8 +131,9 @@ public:
     Shape shape{};
 
 private:
-    struct Codes {
+    struct LayerWeights {
         std::vector<std::vector<uint8_t>> codes;
+        std::vector<std::vector<float>> dense;
         std::vector<float> norms[2];
     };
 
@@ -125,15 +155,18 @@ private:
         return values;
     }
 
-    std::vector<float> table(Generator& generator) const {
-        std::vector<float> rows = floats(generator, size_t(shape.vocab) * stride_, -1.0f, 1.0f);
-        for (int v = 0; v < shape.vocab; v++)
-            std::fill_n(rows.begin() + size_t(v) * stride_ + shape.hidden, stride_ - shape.hidden, 0.0f);
+    static std::vector<float> rows(Generator& generator, int count, int width) {
+        const int stride = round_up(width, LANES);
+        const float reach = 1.0f / std::sqrt(float(width));
+        std::vector<float> rows = floats(generator, size_t(count) * stride, -reach, reach);
+        for (int i = 0; i < count; i++)
+            std::fill_n(rows.begin() + size_t(i) * stride + width, stride - width, 0.0f);
         return rows;
     }
 
     int stride_;
-    std::vector<Codes> layers_;
+    Dtype dense_dtype_;
+    std::vector<LayerWeights> layers_;
     std::vector<float> final_norm_, cos_, sin_, embedding_, head_;
     std::vector<int> draft_ids_;
 };

@@ -61,6 +61,14 @@ Wide narrowed(__m512i a, Narrow) {
 
 }  // namespace emulated
 
+#ifndef _mm512_permute_ps
+#define _mm512_permute_ps(a, control)                                              \
+    emulated::join(_mm256_permute_ps(emulated::half(a, 0), control),               \
+                   _mm256_permute_ps(emulated::half(a, 1), control))
+#endif
+#ifndef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4(a, b, control) simde_mm512_shuffle_f32x4(a, b, control)
+#endif
 #ifndef _mm512_cvttps_epi32
 #define _mm512_cvttps_epi32(a) emulated::cvttps_epi32(a)
 #endif
