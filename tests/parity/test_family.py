@@ -15,7 +15,7 @@ import pytest
 
 from engine.checkpoint.names import EMBEDDING
 from engine.config import ModelConfig
-from support.backend_variants import REFERENCE, Precision
+from support.backend_variants import NATIVE, REFERENCE, Precision, needs_native
 from support.llama_oracle import LlamaOracle
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.parity_table import ParityTable, measure, printed_table
@@ -32,7 +32,12 @@ class Column:
     """Of rows that no quantiser's edge decides; None: what it rounds itself moves all rows."""
 
 
-COLUMNS = (Column(REFERENCE[0], 1e-5), Column(REFERENCE[1], None))
+COLUMNS = (
+    Column(REFERENCE[0], 1e-5),
+    Column(REFERENCE[1], None),
+    Column(Precision("cpu", "fp32", "fp16", "fp32"), None),
+    Column(NATIVE[0], None),
+)
 
 ODD: dict[str, Any] = {
     "hidden_size": 42,
@@ -87,7 +92,17 @@ def table() -> Iterator[ParityTable]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.precision))
+@pytest.mark.parametrize(
+    "column",
+    [
+        pytest.param(
+            column,
+            id=str(column.precision),
+            marks=needs_native if column.precision.backend == "cpu" else (),
+        )
+        for column in COLUMNS
+    ],
+)
 def test_logits_are_those_of_transformers(name: str, column: Column, table: ParityTable) -> None:
     checkpoint = checkpoint_of(MODELS[name])
     depth = checkpoint.config.num_layers

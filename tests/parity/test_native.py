@@ -19,10 +19,11 @@ from support.backend_variants import NATIVE, REFERENCE, Precision, needs_native
 from support.float_oracle import assert_same_model
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.sequences import assert_same_bits, sequence_logits, token_rows
+from support.variants import LLAMA3_ROPE, VARIANTS
 
 pytestmark = needs_native
 
-ALIKE = Precision("cpu", "fp32", "fp16"), Precision("reference", "fp32", "fp16")
+ALIKE = Precision("cpu", "fp32", "fp16", "fp32"), Precision("reference", "fp32", "fp16")
 """Both round K/V to float16, once, and nothing else: they differ in the order of sums alone."""
 
 
@@ -51,15 +52,44 @@ CONFIGS: dict[str, ModelConfig] = {
     "no exit norm": tiny_config(exit_norm=False),
     **{f"random {seed}": random_config(seed) for seed in range(10)},
 }
+FAMILY: dict[str, ModelConfig] = {
+    **{name: tiny_config(**fields) for name, fields in VARIANTS.items() if name != "v1"},
+    **{
+        f"{name}, wide": tiny_config(
+            num_layers=2,
+            hidden_size=512,
+            intermediate_size=1024,
+            num_heads=4,
+            num_kv_heads=1,
+            head_dim=32,
+            **VARIANTS[name],
+        )
+        for name in ("v2", "v3-quantise-first", "dense")
+    },
+    **{
+        f"{name}, narrow": tiny_config(
+            num_layers=2,
+            hidden_size=8,
+            intermediate_size=4,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=2,
+            **VARIANTS[name],
+        )
+        for name in ("v2", "v3-quantise-first")
+    },
+    "dense, odd": replace(random_config(3), weights="dense", rope_scaling=LLAMA3_ROPE),
+}
+"""Narrow transforms fit a register, wide integers take three digits."""
 
 
 def logits_of(backend: Backend, depth: int) -> Any:
     return lambda tokens: sequence_logits(backend, tokens, depth)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *FAMILY])
 def test_logits_are_the_references(name: str) -> None:
-    checkpoint = MemoryCheckpoint(CONFIGS[name], seed=7)
+    checkpoint = MemoryCheckpoint({**CONFIGS, **FAMILY}[name], seed=7)
     native, reference = (precision.make(checkpoint, threads=2) for precision in ALIKE)
     for depth in sorted({1, checkpoint.config.num_layers}):
         assert_same_model(

@@ -32,9 +32,12 @@ class Precision:
     backend: Literal["reference", "cpu"]
     head_dtype: str
     kv_dtype: str
+    dense_dtype: str = "bf16"
+    """Of dense linears; the reference backend's are always fp32."""
 
     def __str__(self) -> str:
-        return f"{self.backend}-head-{self.head_dtype}-kv-{self.kv_dtype}"
+        dense = "" if self.dense_dtype == "bf16" else f"-dense-{self.dense_dtype}"
+        return f"{self.backend}-head-{self.head_dtype}-kv-{self.kv_dtype}{dense}"
 
     def make(
         self,
@@ -57,7 +60,8 @@ class Precision:
             return ReferenceBackend(checkpoint, **options)
         from engine.backends.cpu.backend import CpuBackend
 
-        options |= {"head_dtype": self.head_dtype, "isa": isa, "threads": threads}
+        options |= {"head_dtype": self.head_dtype, "dense_dtype": self.dense_dtype}
+        options |= {"isa": isa, "threads": threads}
         return CpuBackend(checkpoint, **options)
 
     def make_all(self, checkpoint: WeightSource, **options: Any) -> list[Backend]:
@@ -82,7 +86,7 @@ NATIVE = tuple(
     Precision("cpu", head_dtype, kv_dtype)
     for head_dtype, kv_dtype in product(("int8", "bf16", "fp32"), ("fp16", "int8"))
 )
-FAMILY = (REFERENCE[0],)
+FAMILY = (REFERENCE[0], NATIVE[0])
 """One precision of each backend that runs every variant of the family."""
 
 
