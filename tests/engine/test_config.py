@@ -216,6 +216,7 @@ def test_resolve_fits_long_contexts_and_shallow_models() -> None:
         ({"draft_exit_layer": 9}, "draft_exit_layer"),
         ({"draft_exit_layer": 0}, "draft_exit_layer"),
         ({"draft_exit_layer": -1}, "draft_exit_layer"),
+        ({"dense_dtype": "bf16"}, "dense_dtype bf16 .* ternary"),
         ({"prefill_budget_s": math.nan}, "prefill_budget_s"),
         ({"prefill_budget_s": math.inf}, "prefill_budget_s"),
         ({"prefill_budget_s": -0.1}, "prefill_budget_s"),

@@ -5,11 +5,21 @@ from __future__ import annotations
 import pytest
 
 from engine.speculative.costs import CostFormula, CostModel, PassShape
+from support.fake_backend import fake_config
 
 DRAFT = PassShape(True, 6, 6, 1)
 PLAIN = PassShape(False, 24, 24, 1)
 VERIFY = PassShape(False, 24, 24 + 3 * 18, 4)
 """One with three drafts: on this machine, three times as dear as the formula thinks."""
+
+
+def test_the_formula_weighs_the_head_by_the_bytes_of_both() -> None:
+    def head(head_dtype: str, linear_dtype: str) -> float:
+        return CostFormula.of(fake_config(), head_dtype, 8, linear_dtype).head
+
+    assert head("bf16", "bf16") == pytest.approx(head("int8", "int8"))
+    assert head("int8", "ternary") == pytest.approx(8 * head("int8", "bf16"))
+    assert head("fp32", "int8") == pytest.approx(4 * head("int8", "int8"))
 
 
 def machine(shape: PassShape) -> float:

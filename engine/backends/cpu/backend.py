@@ -41,10 +41,10 @@ class CpuBackend:
     `head_dtype` int8 rounds each head row to 8 bits with a scale of its own, and the residual to
     at most 14 bits, so that their product's sum is exact; fp32 reads the head as it is
     stored. `dense_dtype` is the same for the linears of models that are not ternary, and means
-    nothing to others. `kv_dtype` is the cache's: K/V is rounded to it once, on writing. `threads` None
-    means one per core that this process may use. `isa` picks an instruction set of
-    `instruction_sets()`. None of these but the dtypes changes a single bit of what is computed.
-    Raises `ConfigError` for values that do not exist.
+    nothing to others. `kv_dtype` is the cache's: K/V is rounded to it once, on writing.
+    `threads` None means one per core that this process may use. `isa` picks an instruction set
+    of `instruction_sets()`. None of these but the dtypes changes a single bit of what is
+    computed. Raises `ConfigError` for values that do not exist.
     """
 
     name = "cpu"
@@ -173,15 +173,16 @@ class CpuBackend:
         config, model = self.config, self._model
         model.set_rotary(*_rotary_tables(config))
         for layer in range(config.num_layers):
-            norms = [_floats(checkpoint.tensor(name)) for name in norm_names(layer)]
+            before, after = (_floats(checkpoint.tensor(name)) for name in norm_names(layer))
             if config.is_dense:
                 weights = [_padded(checkpoint.tensor(linear_name(layer, n))) for n in LINEARS]
-                model.set_dense_layer(layer, *norms, weights)
+                model.set_dense_layer(layer, before, after, weights)
                 self._release(checkpoint)
             else:
                 linears = [_packed(checkpoint, layer, name) for name in LINEARS]
                 codes, scales = zip(*linears, strict=True)
-                model.set_ternary_layer(layer, *norms, list(codes), [float(s) for s in scales])
+                numbers = [float(scale) for scale in scales]
+                model.set_ternary_layer(layer, before, after, list(codes), numbers)
         model.set_final_norm(_floats(checkpoint.tensor(FINAL_NORM)))
         model.set_embedding(_padded(checkpoint.tensor(EMBEDDING)))
         head = _padded(checkpoint.tensor(EMBEDDING if config.tie_word_embeddings else LM_HEAD))
