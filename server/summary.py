@@ -53,7 +53,7 @@ def _backend(engine: Engine, settings: ServerSettings) -> str:
     if settings.backend != "auto":
         why = "as asked for"
     elif engine.backend_name == "reference":
-        why = "auto: native kernels are not compiled, or not for such models; many times slower"
+        why = "auto: the native kernels are not compiled; many times slower"
     else:
         why = "auto: the fastest that runs here"
     return f"{engine.backend_name}, {engine.backend_description} ({why})"

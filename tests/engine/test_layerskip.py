@@ -11,6 +11,7 @@ import pytest
 from engine.config import EngineConfig, RopeScaling
 from engine.llm import LLM
 from engine.types import FinishReason, SamplingParams, SpeculativeParams
+from support.backend_variants import needs_native
 from support.checkpoints import (
     tiny_config,
     write_checkpoint,
@@ -72,9 +73,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tokenizer(path, VOCAB_SIZE)
 
 
-@pytest.fixture(scope="module")
-def llm(model: Path) -> Any:
-    with LLM(model, EngineConfig(max_model_len=256), backend="reference") as llm:
+@pytest.fixture(scope="module", params=["reference", pytest.param("cpu", marks=needs_native)])
+def llm(model: Path, request: pytest.FixtureRequest) -> Any:
+    with LLM(model, EngineConfig(max_model_len=256), backend=request.param) as llm:
         yield llm
 
 
