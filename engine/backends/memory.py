@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.checkpoint.names import LINEARS, linear_shape
@@ -13,9 +14,10 @@ _SCALE_BYTES = 4
 _TILE_OUTPUTS = 32
 _BLOCK_INPUTS = 128
 """The cpu backend's ternary linears are padded to whole tiles; two bits a weight."""
-
 _LANES = 16
 """Its dense rows are padded to so many elements."""
+_FEW_SCATTERED = 256
+"""Draft ids; if more of them are scattered, the cpu backend copies their rows of the head."""
 
 BACKEND_DTYPES = {"cpu": ("int8", "fp16"), "reference": ("fp32", "fp32")}
 """What each backend holds the head and K/V in unless told otherwise."""
@@ -52,7 +54,7 @@ def kv_bytes(model: ModelConfig, kv_dtype: str, num_positions: int) -> int:
 
 
 def serving_memory(
-    backend: str, model: ModelConfig, engine: EngineConfig, num_draft_ids: int
+    backend: str, model: ModelConfig, engine: EngineConfig, draft_ids: Sequence[int]
 ) -> ServingMemory:
     """What `backend` takes with its default dtypes; `engine` is resolved for the model."""
     head_dtype, kv_dtype = BACKEND_DTYPES[backend]
@@ -66,8 +68,10 @@ def serving_memory(
     embedding = draft_head = 0
     if not is_native:
         embedding, head = rows * 4, 0 if model.tie_word_embeddings else head
-        if num_draft_ids < model.vocab_size:
-            draft_head = num_draft_ids * model.hidden_size * 4
+        if len(draft_ids) < model.vocab_size:
+            draft_head = len(draft_ids) * model.hidden_size * 4
+    elif _num_scattered(draft_ids) > _FEW_SCATTERED:
+        draft_head = len(draft_ids) * (model.hidden_size * _BYTES[head_dtype] + _SCALE_BYTES)
     num_positions = engine.num_blocks * engine.block_size
     return ServingMemory(
         backend=backend,
@@ -80,6 +84,11 @@ def serving_memory(
         kv=kv_bytes(model, kv_dtype, num_positions),
         num_kv_tokens=num_positions,
     )
+
+
+def _num_scattered(draft_ids: Sequence[int]) -> int:
+    """Ascending ids beyond those that are 0, 1, 2 and so on."""
+    return sum(index != place for place, index in enumerate(draft_ids))
 
 
 def _linear_bytes(outputs: int, inputs: int, dtype: str, is_native: bool) -> int:

@@ -110,18 +110,16 @@ def inspect_model(path: Path, progress: Progress = lambda done, total: None) -> 
         warnings.append(f"cannot be served: {error}")
     engine = EngineConfig().resolve(config)
     assert engine.draft_exit_layer is not None
-    num_draft_ids = len(
-        draft_vocabulary(config.vocab_size, engine.draft_vocab_size, list(always), ranking)
-    )
+    draft_ids = draft_vocabulary(
+        config.vocab_size, engine.draft_vocab_size, list(always), ranking
+    ).tolist()
     return ModelReport(
         path=path,
         config=config,
         weights=weights,
         draft_exit_layer=engine.draft_exit_layer,
-        num_draft_ids=num_draft_ids,
-        memory=tuple(
-            serving_memory(name, config, engine, num_draft_ids) for name in BACKEND_DTYPES
-        ),
+        num_draft_ids=len(draft_ids),
+        memory=tuple(serving_memory(name, config, engine, draft_ids) for name in BACKEND_DTYPES),
         exits=None,
         warnings=tuple(warnings),
     )

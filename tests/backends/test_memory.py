@@ -23,7 +23,7 @@ def test_the_reference_backend_takes_what_is_foretold(variant: str, tied: bool) 
     engine = EngineConfig().resolve(model)
     backend = ReferenceBackend(MemoryCheckpoint(model), draft_vocab_size=8)
     backend.allocate(engine.num_blocks, engine.block_size, 1)
-    memory = serving_memory("reference", model, engine, len(backend.draft_ids))
+    memory = serving_memory("reference", model, engine, backend.draft_ids.tolist())
     assert (memory.head_dtype, memory.kv_dtype) == (backend.head_dtype, backend.kv_dtype)
     assert memory.kv == backend._keys.nbytes + backend._values.nbytes
     weights = backend._decoder.weights
@@ -54,6 +54,15 @@ def test_the_cpu_backend_caches_what_is_foretold(kv_dtype: Literal["fp16", "int8
     )
     assert kv_bytes(model, kv_dtype, engine.block_size) == block
     if kv_dtype == "fp16":
-        memory = serving_memory("cpu", model, engine, len(backend.draft_ids))
+        memory = serving_memory("cpu", model, engine, backend.draft_ids.tolist())
         assert (memory.head_dtype, memory.kv_dtype) == (backend.head_dtype, kv_dtype)
         assert memory.kv == block * engine.num_blocks
+
+
+def test_scattered_draft_ids_take_rows_of_their_own() -> None:
+    model = tiny_config(vocab_size=4000)
+    engine = EngineConfig().resolve(model)
+    in_order, scattered = range(1000), range(0, 3000, 3)
+    assert serving_memory("cpu", model, engine, [*in_order, 3999]).draft_head == 0
+    row_bytes = model.hidden_size + 4
+    assert serving_memory("cpu", model, engine, scattered).draft_head == 1000 * row_bytes

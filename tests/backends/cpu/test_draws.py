@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,26 @@ def test_temperatures_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="temperature"):
         backend.draw(residuals(3), [2], [1], [Draw(temperature, 1, 1)])
+
+
+@pytest.mark.parametrize("head_dtype", ["int8", "bf16", "fp32"])
+def test_scattered_draft_ids_score_as_in_the_full_head(
+    head_dtype: Literal["int8", "bf16", "fp32"],
+) -> None:
+    """So many that their rows are copied."""
+    ranking = [*range(1, 9000, 3), *range(0, 9000, 3), *range(2, 9000, 3)]
+    backend = CpuBackend(
+        CHECKPOINT, draft_vocab_size=2000, draft_ranking=ranking, head_dtype=head_dtype, threads=2
+    )
+    rows, where, depths = residuals(9), range(9), [1] * 9
+    assert backend.draft_ids.tolist() == ranking[:2000]
+    drafted = backend.draft_head(rows, where, depths)
+    np.testing.assert_array_equal(drafted, backend.head(rows, where, depths)[:, backend.draft_ids])
+    draws = [Draw(0.7, 7 * i, i) for i in range(9)]
+    tokens, _ = backend.draw_drafts(rows, where, depths, draws)
+    assert tokens == [
+        draw(logits, *pick, backend.draft_ids) for logits, pick in zip(drafted, draws, strict=True)
+    ]
 
 
 def test_an_empty_draft_vocabulary_gives_no_draws() -> None:

@@ -142,7 +142,9 @@ def test_dense_linears_take_what_is_foretold() -> None:
         num_layers=2, hidden_size=1040, intermediate_size=4000, num_heads=8, head_dim=128
     )
     checkpoint = dense_checkpoint(config)
-    memory = serving_memory("cpu", checkpoint.config, EngineConfig().resolve(checkpoint.config), 32)
+    memory = serving_memory(
+        "cpu", checkpoint.config, EngineConfig().resolve(checkpoint.config), range(32)
+    )
     before = anonymous_bytes()
     backend = make(checkpoint)
     taken = anonymous_bytes() - before

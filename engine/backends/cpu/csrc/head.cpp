@@ -90,25 +90,27 @@ bool Model::prepare_head(const float* const* residuals, const int* depths, int c
 
 // count × V or × drafts logits, complete when it returns.
 void Model::score(Team::Member& member, int count, bool draft, float* out) {
+    const Table& table = draft ? draft_head_ : head_;
     const int prefix = draft ? draft_prefix_ : shape_.vocab;
     const ptrdiff_t width = draft ? draft_count() : shape_.vocab;
     const int chunks = pieces(prefix, SCORE_CHUNK);
     member.each(chunks + int(width) - prefix, [&](int i) {
         if (i < chunks) {
             const int begin = i * SCORE_CHUNK, end = std::min(prefix, begin + SCORE_CHUNK);
-            score_range(begin, end, count, out + begin, width);
+            score_range(table, begin, end, count, out + begin, width);
         } else {
             const int slot = prefix + i - chunks, id = draft_ids_[slot];
-            score_range(id, id + 1, count, out + slot, width);
+            score_range(table, id, id + 1, count, out + slot, width);
         }
     });
     member.settle();
 }
 
-void Model::score_range(int begin, int end, int count, float* out, ptrdiff_t stride) {
+void Model::score_range(const Table& table, int begin, int end, int count, float* out,
+                        ptrdiff_t stride) {
     const Inputs inputs{head_x_.as<float>(), head_q_.as<int16_t>(), head_steps_.data(),
                         hidden_stride_};
-    multiply(head_, begin, end, inputs, count, out, stride);
+    multiply(table, begin, end, inputs, count, out, stride);
 }
 
 // The best slot of begin..end: the lowest of equals.

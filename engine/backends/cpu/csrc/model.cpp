@@ -11,6 +11,7 @@ namespace bitskip {
 namespace {
 
 constexpr int ALIGNED_FLOATS = 16;  // 64 bytes
+constexpr int FEW_SCATTERED = 256;  // draft ids whose rows of the head are read where they lie
 
 int widest_output(const Shape& shape) {
     const int qkv = round_up(shape.q_size(), TILE) + 2 * round_up(shape.kv_size(), TILE);
@@ -107,8 +108,20 @@ Table Model::rounded(const Table& table, int rows, Dtype dtype) {
 void Model::set_draft_ids(std::vector<int> ids) {
     draft_ids_ = std::move(ids);
     draft_prefix_ = 0;
-    while (draft_prefix_ < int(draft_ids_.size()) && draft_ids_[draft_prefix_] == draft_prefix_)
+    while (draft_prefix_ < draft_count() && draft_ids_[draft_prefix_] == draft_prefix_)
         draft_prefix_++;
+    draft_head_ = head_;
+    if (draft_count() - draft_prefix_ <= FEW_SCATTERED) return;
+    // Rows here and there are read at a fifth of the speed of rows in order: copied, they are.
+    const size_t row_bytes = size_t(head_.stride) * size_of(head_.dtype);
+    gathered_ = Pages(draft_count() * row_bytes, Pages::Size::huge);
+    gathered_scales_.resize(head_.scales ? draft_count() : 0);
+    for (int slot = 0; slot < draft_count(); slot++) {
+        std::memcpy(gathered_.as<uint8_t>() + slot * row_bytes, head_.row(draft_ids_[slot]), row_bytes);
+        if (head_.scales) gathered_scales_[slot] = head_.scales[draft_ids_[slot]];
+    }
+    draft_head_ = {gathered_.as<uint8_t>(), head_.dtype, head_.stride, gathered_scales_.data()};
+    draft_prefix_ = draft_count();
 }
 
 void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {

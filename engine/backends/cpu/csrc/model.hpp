@@ -121,6 +121,7 @@ public:
     // The first `rows` rows rounded to another dtype, bfloat16 or int8; the model keeps them, and
     // what they were is not read again.
     Table rounded(const Table& table, int rows, Dtype dtype);
+    // After the head: its rows are copied if many of the ids are scattered.
     void set_draft_ids(std::vector<int> ids);
     // Arranges what was set for the kernels; if this returns true, layers are not read again from
     // where they were.
@@ -216,7 +217,7 @@ private:
     KvView view(const Pages& data, const Pages& scales, int layer, int kv_head) const;
     void score(Team::Member& member, int count, bool draft, float* out);
     bool prepare_head(const float* const* residuals, const int* depths, int count);
-    void score_range(int begin, int end, int count, float* out, ptrdiff_t stride);
+    void score_range(const Table& table, int begin, int end, int count, float* out, ptrdiff_t stride);
     Best best_of(const float* logits, int begin, int end, const Draw& draw, bool draft) const;
 
     float* scratch(const Team::Member& member) const {
@@ -233,7 +234,10 @@ private:
     Table embedding_{}, head_{};
     std::vector<Pages> rounded_;  // rows and scales of tables
     std::vector<int> draft_ids_;
-    int draft_prefix_ = 0;  // draft ids 0..prefix−1 are the ids themselves
+    Table draft_head_{};    // the head itself, or the draft ids' rows of it
+    int draft_prefix_ = 0;  // draft ids 0..prefix−1 are rows 0..prefix−1 of that
+    Pages gathered_;
+    std::vector<float> gathered_scales_;
 
     KvDtype kv_dtype_ = KvDtype::float16;
     int num_blocks_ = 0, block_size_ = 1, num_states_ = 0;
