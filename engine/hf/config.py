@@ -53,7 +53,7 @@ class BitSkipConfig(LlamaConfig):
         published = CONFIGS[self.model_config().model_type]
         saved = self
         if type(self) is not published:
-            saved = published(**self.to_dict() | {"model_type": published.model_type})
+            saved = published.from_dict(self.to_dict() | {"model_type": published.model_type})
         saved.architectures = [published.architecture]
         super(BitSkipConfig, saved).save_pretrained(save_directory, push_to_hub, **kwargs)
 

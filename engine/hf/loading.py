@@ -67,12 +67,17 @@ def read_config(
             raise ConfigError(
                 f"{source}: model_type {raw.get('model_type')!r} is not one of {', '.join(CONFIGS)}"
             )
-        config, options = config_class.from_dict(raw, return_unused_kwargs=True, **options)
-    elif not isinstance(config, BitSkipConfig):
-        config = BitSkipConfig.from_dict(config.to_dict())
+        loaded: Any = config_class.from_dict(raw, return_unused_kwargs=True, **options)
+        ours, options = loaded
+    else:
+        ours = (
+            config
+            if isinstance(config, BitSkipConfig)
+            else BitSkipConfig.from_dict(config.to_dict())
+        )
     # Code that a checkpoint brings is never run, nor will it be where this model is saved.
-    vars(config).pop("auto_map", None)
-    return config, options
+    vars(ours).pop("auto_map", None)
+    return ours, options
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class BitSkipModel(LlamaModel):
     """Embedding, layers up to the exit, final norm."""
 
     config_class = BitSkipConfig
-    config: BitSkipConfig
+    config: BitSkipConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: BitSkipConfig) -> None:
         # Not LlamaModel's own, which would make every layer a second time.
@@ -84,7 +84,7 @@ class BitSkipForCausalLM(LlamaForCausalLM):
     """
 
     config_class = BitSkipConfig
-    config: BitSkipConfig
+    config: BitSkipConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model: BitSkipModel
 
     def __init__(self, config: BitSkipConfig) -> None:
@@ -129,7 +129,7 @@ class BitSkipForCausalLM(LlamaForCausalLM):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own, from the exit layer."""
         with self.held_ternary():
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     @classmethod
     def from_pretrained(
@@ -153,27 +153,28 @@ class BitSkipForCausalLM(LlamaForCausalLM):
         cannot be honoured, and for a directory that is another class's.
         """
         source = checkpoint_directory(pretrained_model_name_or_path, kwargs)
-        config, kwargs = read_config(source, config, kwargs)
+        settings, kwargs = read_config(source, config, kwargs)
+        model_class = cls._class_for(settings, source)
         with load_checkpoint(source) as checkpoint:
-            config.tie_word_embeddings = checkpoint.config.tie_word_embeddings
+            settings.tie_word_embeddings = checkpoint.config.tie_word_embeddings
             if checkpoint.is_packed:
-                config.weights = "ternary"
+                settings.weights = "ternary"
             state = read_state(checkpoint)
-        model_class = cls._class_for(config, source)
         if "generation_config" not in kwargs and (source / GENERATION_CONFIG_NAME).exists():
             kwargs["generation_config"] = GenerationConfig.from_pretrained(source)
         chosen = dtype if dtype is not None else torch_dtype
         if chosen is None:
-            chosen = "auto" if config.weights == "dense" else torch.float32
-        model, report = super(BitSkipForCausalLM, model_class).from_pretrained(
+            chosen = "auto" if settings.weights == "dense" else torch.float32
+        loaded: Any = super(BitSkipForCausalLM, model_class).from_pretrained(
             None,
             *model_args,
-            config=config,
+            config=settings,
             state_dict=state,
             dtype=chosen,
             output_loading_info=True,
             **kwargs,
         )
+        model, report = loaded
         refuse_gaps(source, report)
         model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
         model._restore_stored(state)
@@ -242,13 +243,10 @@ class BitSkipPackedForCausalLM(BitSkipForCausalLM):
 
 
 MODELS: dict[type[BitSkipConfig], type[BitSkipForCausalLM]] = {
-    model.config_class: model
-    for model in (
-        BitSkipForCausalLM,
-        BitSkipV1ForCausalLM,
-        BitSkipV2ForCausalLM,
-        BitSkipV3ForCausalLM,
-        BitSkipPackedForCausalLM,
-    )
+    BitSkipConfig: BitSkipForCausalLM,
+    BitSkipV1Config: BitSkipV1ForCausalLM,
+    BitSkipV2Config: BitSkipV2ForCausalLM,
+    BitSkipV3Config: BitSkipV3ForCausalLM,
+    BitSkipPackedConfig: BitSkipPackedForCausalLM,
 }
 """By configuration."""
