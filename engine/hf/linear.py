@@ -27,8 +27,8 @@ _DTYPES: dict[torch.dtype, FloatDtype] = {
 }
 _SAMPLE = 4096
 """Elements that tell most latent tensors from ternary ones without a look at the rest."""
-_BLOCK_OUTPUTS = 128
-"""Rows of trits that are widened at once: they stay in the processor's cache."""
+_BLOCK = 1 << 18
+"""Trits that are widened at once: they stay in the processor's cache."""
 
 
 def is_ternary(weight: Tensor) -> bool:
@@ -129,7 +129,7 @@ class _QuantisedProduct(torch.autograd.Function):
             q_NI, step_N1, scale_N1 = butterflies(q_NI), step_N1 * root, scale_N1 * root
             # Sums of transformed integers can pass 2²⁴, to which float32 counts exactly.
             dtype = torch.float64
-        parts = trits_OI.split(_BLOCK_OUTPUTS)
+        parts = trits_OI.split(max(1, _BLOCK // trits_OI.shape[1]))
         acc_NO = torch.cat([F.linear(q_NI.to(dtype), part.to(dtype)) for part in parts], dim=1)
         ctx.save_for_backward(q_NI, step_N1, trits_OI)
         ctx.scale, ctx.transformed, ctx.dtype = scale, transformed, weight_OI.dtype
