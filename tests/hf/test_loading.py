@@ -79,9 +79,7 @@ def test_each_model_type_has_its_class(
 
 
 @pytest.mark.parametrize("opener", OPENERS)
-def test_older_packed_directories_load_under_their_model_type(
-    opener: str, tmp_path: Path
-) -> None:
+def test_older_packed_directories_load_under_their_model_type(opener: str, tmp_path: Path) -> None:
     pack_checkpoint(write_family(tmp_path / "m", "v3"), tmp_path / "packed")
     before = logits_of(OPENERS[opener].from_pretrained(tmp_path / "packed"))
     change_config(tmp_path / "packed", model_type="bitskip_v3_earlyexit")
@@ -190,7 +188,7 @@ def test_code_beside_the_weights_is_never_run(
     )
     (path / "hostile.py").write_text(HOSTILE.format(mark=str(mark), name="LlamaForCausalLM"))
     (path / "custom_generate").mkdir()
-    generate = HOSTILE.format(mark=str(mark), name="LlamaConfig") + "def generate(model): return 1\n"
+    generate = HOSTILE.format(mark=str(mark), name="LlamaConfig") + "def generate(model): ...\n"
     (path / "custom_generate" / "generate.py").write_text(generate)
     options = {} if trust is None else {"trust_remote_code": trust}
     model = OPENERS[opener].from_pretrained(path, **options)

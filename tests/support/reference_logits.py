@@ -27,11 +27,11 @@ def assert_greedy(
 ) -> None:
     """Each token after the prompt is the reference backend's likeliest, near ties aside.
 
-    Near: within 0.05 of the best logit, where logits have a standard deviation of about 3. Other
-    orders of summation move activations across a rounding boundary now and then.
+    Near: within a quarter of the logits' standard deviation of the best. Other orders of summation
+    move activations over a quantiser's edge now and then (`support.float_oracle`).
     """
     logits = reference_logits(path, tokens[:-1], exit_layer)[num_prompt_tokens - 1 :]
     chosen = np.asarray(tokens[num_prompt_tokens:])
     behind = logits.max(axis=1) - logits[np.arange(len(chosen)), chosen]
-    assert behind.max() < 0.05, behind
-    assert np.mean(behind == 0) > 0.9, behind
+    assert behind.max() < 0.25 * logits.std(), behind
+    assert np.mean(behind == 0) >= 0.85, behind
