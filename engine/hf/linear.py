@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.checkpoint.ternary import SCALE_FLOOR, FloatDtype, round_to
-from engine.config import ModelConfig
+from engine.config import Hadamard, ModelConfig
 from engine.model.linears import butterflies, hadamard, quantise
 
 _DTYPES: dict[torch.dtype, FloatDtype] = {
@@ -68,7 +68,7 @@ class TernaryLinear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, config: ModelConfig) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.activation_max = config.activation_max
-        self.hadamard = config.hadamard
+        self.hadamard: Hadamard = config.hadamard
         self.is_holding = False
         self._held: tuple[Tensor, float] | None = None
 

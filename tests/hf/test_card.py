@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +29,7 @@ def test_the_samples(
     name: str, half: int, exits: list[int], request: pytest.FixtureRequest
 ) -> None:
     path = DEMO if name == "demo" else request.getfixturevalue(name)
-    model = AutoModelForCausalLM.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     inputs = tokenizer("Once upon a time", return_tensors="pt")
     outputs = model.generate(**inputs, max_length=100)
@@ -54,7 +55,7 @@ def test_the_samples(
 
 
 def test_the_demo_tells_stories() -> None:
-    model = AutoModelForCausalLM.from_pretrained(str(DEMO))
+    model: Any = AutoModelForCausalLM.from_pretrained(str(DEMO))
     tokenizer = AutoTokenizer.from_pretrained(str(DEMO))
     inputs = tokenizer("Once upon a time", return_tensors="pt")
     text = tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 import engine.hf
+from engine.hf import linear as linear_module
 from engine.hf.linear import TernaryLinear
 from support.family import VARIANTS, write_family
 from support.float_oracle import assert_same_model
@@ -27,7 +28,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(directory: Path) -> engine.hf.BitSkipForCausalLM:
+def loaded(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory)
 
 
@@ -53,7 +54,7 @@ def test_every_variant_and_exit_agrees_with_the_engine(
     variant: str, exit_norm: bool, tmp_path: Path
 ) -> None:
     path = write_family(tmp_path / "m", variant, eos_token_ids=(), exit_norm=exit_norm)
-    model = AutoModelForCausalLM.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path)
     for exit_layer in EXITS:
         model.set_exit_layer(exit_layer)
         tokens = greedy(model)[0]
@@ -170,13 +171,13 @@ def test_weights_are_held_while_generating_and_no_longer(
     model: engine.hf.BitSkipForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = {"ternarise": 0}
-    original = engine.hf.linear.ternarise
+    original = linear_module.ternarise
 
     def counted(weight: Tensor) -> tuple[Tensor, float]:
         counts["ternarise"] += 1
         return original(weight)
 
-    monkeypatch.setattr(engine.hf.linear, "ternarise", counted)
+    monkeypatch.setattr(linear_module, "ternarise", counted)
     model.set_exit_layer(2)
     greedy(model, assistant_early_exit=1)
     assert counts["ternarise"] == 2 * 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from support.family import VARIANTS, write_family
 TOKENS = torch.tensor([[5, 250, 17, 88, 131, 7, 19, 200], [9, 9, 40, 77, 250, 3, 1, 60]])
 
 
-def trainable(path: Path, **options: object) -> engine.hf.BitSkipForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(path, **options).train()
+def trainable(path: Path, **options: Any) -> Any:
+    """The model in `path`, dense or not."""
+    return engine.hf.BitSkipForCausalLM.from_pretrained(path, **options).train()
 
 
 def gradients(model: engine.hf.BitSkipForCausalLM) -> dict[str, torch.Tensor | None]:
@@ -27,7 +29,7 @@ def gradients(model: engine.hf.BitSkipForCausalLM) -> dict[str, torch.Tensor | N
 @pytest.mark.parametrize("variant", [*VARIANTS, "dense"])
 def test_gradients_reach_every_weight_up_to_the_exit(variant: str, tmp_path: Path) -> None:
     path = write_family(tmp_path / "m", variant)
-    model = trainable(path) if variant != "dense" else _dense(path)
+    model = trainable(path)
     for exit_layer in (4, 2):
         model.set_exit_layer(exit_layer)
         for name, gradient in gradients(model).items():
@@ -35,10 +37,6 @@ def test_gradients_reach_every_weight_up_to_the_exit(variant: str, tmp_path: Pat
             assert (gradient is None or not gradient.any()) if past else gradient is not None, name
             if gradient is not None and not past:
                 assert gradient.isfinite().all() and gradient.any(), name
-
-
-def _dense(path: Path) -> engine.hf.BitSkipForCausalLM:
-    return engine.hf.BitSkipForCausalLM.from_pretrained(path).train()
 
 
 def test_checkpointing_of_activations_gives_the_same_gradients(tmp_path: Path) -> None:
@@ -82,7 +80,7 @@ def test_a_model_can_be_begun_from_nothing() -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model = AutoModelForCausalLM.from_config(config)
+    model: Any = AutoModelForCausalLM.from_config(config)
     assert type(model) is engine.hf.BitSkipV2ForCausalLM
     weight = model.model.layers[1].mlp.up_proj.weight
     assert 0.01 < weight.std().item() < 0.03
