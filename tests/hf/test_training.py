@@ -70,6 +70,10 @@ def test_a_few_steps_of_training_lower_the_loss(dtype: torch.dtype, tmp_path: Pa
         assert torch.equal(again(TOKENS).logits, model.eval()(TOKENS).logits)
 
 
+def begun(config: engine.hf.BitSkipConfig) -> Any:
+    return AutoModelForCausalLM.from_config(config)
+
+
 def test_a_model_can_be_begun_from_nothing() -> None:
     """From a configuration, weights are drawn: that is what is asked for there."""
     config = engine.hf.BitSkipV2Config(
@@ -80,7 +84,7 @@ def test_a_model_can_be_begun_from_nothing() -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model: Any = AutoModelForCausalLM.from_config(config)
+    model = begun(config)
     assert type(model) is engine.hf.BitSkipV2ForCausalLM
     weight = model.model.layers[1].mlp.up_proj.weight
     assert 0.01 < weight.std().item() < 0.03
