@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.checkpoint.ternary import ternarise as loader_ternarise
 from engine.hf.linear import TernaryLinear, is_ternary, ternarise
 from engine.model.linears import TernaryMatrix
-from support.family import VARIANTS, family_config
+from support.family import TERNARY, family_config
 from support.sequences import assert_same_bits
 
 INPUTS, OUTPUTS = 64, 32
@@ -52,7 +52,7 @@ def expected(linear: TernaryLinear, x: Tensor) -> np.ndarray:
     return matrix(x.reshape(-1, INPUTS).clone()).reshape(*x.shape[:-1], OUTPUTS).numpy()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", TERNARY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_outputs_are_the_reference_backends_to_the_bit(variant: str, dtype: torch.dtype) -> None:
     linear = make_linear(variant, dtype)
@@ -87,7 +87,7 @@ def hadamard_matrix(size: int) -> Tensor:
     return matrix / math.sqrt(size)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", TERNARY)
 def test_gradients_pass_straight_through(variant: str) -> None:
     """As if y = Q·W̃ᵀ, with the rounded inputs Q and weights W̃, and transforms where they are."""
     linear = make_linear(variant)

@@ -27,7 +27,7 @@ from engine.errors import CheckpointError, ConfigError
 from engine.hf import BitSkipForCausalLM
 from engine.hf.linear import TernaryLinear, ternarise
 from support.checkpoints import raw_tensor, read_safetensors, write_safetensors
-from support.family import VARIANTS, write_family
+from support.family import TERNARY, write_family
 
 WEIGHTS = "model.safetensors"
 TOKENS = torch.tensor([[5, 250, 17, 88, 131]])
@@ -59,7 +59,7 @@ def logits_of(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("opener", OPENERS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", TERNARY)
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_model_type_has_its_class(
     variant: str, opener: str, packed: bool, tmp_path: Path

@@ -18,7 +18,7 @@ from engine.checkpoint.loader import load_checkpoint
 from engine.checkpoint.names import LINEARS
 from engine.checkpoint.packing import pack_checkpoint
 from server.cli import app
-from support.family import VARIANTS, write_family
+from support.family import TERNARY, write_family
 from support.reference_logits import reference_logits
 from support.sequences import assert_same_bits
 
@@ -57,7 +57,7 @@ def assert_same_model(one: Path, two: Path) -> None:
     assert_same_bits(logits(load(one)), logits(load(two)))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", TERNARY)
 @pytest.mark.parametrize("weights", ["latent", "ternary"])
 def test_saving_what_was_loaded(variant: str, weights: str, tmp_path: Path) -> None:
     source = write_family(tmp_path / "source", variant, weights=weights)
@@ -70,7 +70,7 @@ def test_saving_what_was_loaded(variant: str, weights: str, tmp_path: Path) -> N
         assert saved.config.num_layers == 4
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", TERNARY)
 def test_packed_exported_loaded_saved_and_packed_again(variant: str, tmp_path: Path) -> None:
     pack_checkpoint(write_family(tmp_path / "source", variant), tmp_path / "packed")
     exported = export(tmp_path / "packed", tmp_path / "exported")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import engine.hf
-from support.family import VARIANTS, write_family
+from support.family import TERNARY, write_family
 
 TOKENS = torch.tensor([[5, 250, 17, 88, 131, 7, 19, 200], [9, 9, 40, 77, 250, 3, 1, 60]])
 
@@ -26,7 +26,7 @@ def gradients(model: engine.hf.BitSkipForCausalLM) -> dict[str, torch.Tensor | N
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "dense"])
+@pytest.mark.parametrize("variant", [*TERNARY, "dense"])
 def test_gradients_reach_every_weight_up_to_the_exit(variant: str, tmp_path: Path) -> None:
     path = write_family(tmp_path / "m", variant)
     model = trainable(path)

@@ -6,33 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ModelConfig
-from support.checkpoints import tiny_config, write_checkpoint
+from support.checkpoints import write_checkpoint
 from support.tokenizers import write_tokenizer
+from support.variants import VARIANTS, variant_config
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "v1": {},
-    "v2": {"activation_bits": 4, "hadamard": "before"},
-    "v3": {"hadamard": "before"},
-    "v2-quantise-first": {"activation_bits": 4, "hadamard": "after"},
-    "v3-quantise-first": {"hadamard": "after"},
-}
-"""Fields of `ModelConfig` by the variant's name; widths are powers of two for all of them."""
+TERNARY = tuple(variant for variant in VARIANTS if variant != "dense")
 
 
 def family_config(variant: str = "v1", **changes: Any) -> ModelConfig:
-    """A model of four layers and 300 tokens; `dense` is a variant, too."""
-    fields = {"weights": "dense"} if variant == "dense" else VARIANTS[variant]
+    """A model of four layers and 300 tokens."""
     base = {
         "vocab_size": 300,
-        "hidden_size": 64,
         "num_layers": 4,
-        "num_heads": 8,
-        "num_kv_heads": 4,
-        "intermediate_size": 128,
         "max_position_embeddings": 128,
         "eos_token_ids": (299,),
     }
-    return tiny_config(**base | fields | changes)
+    return variant_config(variant, **base | changes)
 
 
 def write_family(path: Path, variant: str = "v1", seed: int = 0, **changes: Any) -> Path:
