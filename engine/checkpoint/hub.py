@@ -87,5 +87,5 @@ def _message(name: str, reason: str) -> str:
     return (
         f"{name}: no such directory, and as a model of the Hugging Face hub it cannot be fetched: "
         f"{reason}. Where there is a network, `hf download {name} --local-dir DIR` fetches it; "
-        "then serve DIR"
+        "then give DIR instead"
     )
