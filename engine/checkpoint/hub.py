@@ -26,10 +26,19 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def download_model(name: str, revision: str | None = None) -> Path:
+def download_model(
+    name: str,
+    revision: str | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
     """The directory of a hub model, fetched unless it is in huggingface_hub's cache already.
 
-    That library's environment variables apply (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
+    The options are `snapshot_download`'s, and that library's environment variables apply
+    (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
     Raises `CheckpointError` that says how to get the model by other means.
     """
     try:
@@ -48,7 +57,16 @@ def download_model(name: str, revision: str | None = None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        directory = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            allow_patterns=list(FILES),
+        )
+        return Path(directory)
     except GatedRepoError as error:
         reason = "its owners ask you to accept their terms there, and for your HF_TOKEN here"
         raise CheckpointError(_message(name, reason)) from error
@@ -69,5 +87,5 @@ def _message(name: str, reason: str) -> str:
     return (
         f"{name}: no such directory, and as a model of the Hugging Face hub it cannot be fetched: "
         f"{reason}. Where there is a network, `hf download {name} --local-dir DIR` fetches it; "
-        "then serve DIR"
+        "then give DIR instead"
     )

@@ -6,11 +6,7 @@ is asked for and written, so that memory is bounded by what the source hands out
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,12 +21,10 @@ from engine.checkpoint.names import (
     linear_name,
     linear_shape,
 )
-from engine.checkpoint.tensor_file import LENGTH_BYTES, TensorFile
+from engine.checkpoint.tensor_file import TensorFile
+from engine.checkpoint.tensor_writer import PlannedTensor, write_tensor_file
 from engine.checkpoint.ternary import packed_shape
 from engine.config import ModelConfig
-
-ALIGNMENT = 64
-"""Bytes: the data section, and with it every linear's codes, begins on a cache line."""
 
 FloatTag = Literal["F32", "F16", "BF16"]
 
@@ -54,34 +48,23 @@ class PackedSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """One tensor of the file to be written."""
-
-    name: str
-    tag: str
-    shape: tuple[int, ...]
-    num_bytes: int
-
-
 def write_packed_file(file: Path, source: PackedSource) -> int:
     """Write every tensor of `source` to a new file, and to the disk; returns its bytes."""
     linears = [(layer, linear) for layer in range(source.config.num_layers) for linear in LINEARS]
     codes, rest = _plan_codes(source.config, linears), _plan_rest(source)
-    scales: list[np.float32] = []
-    with file.open("wb") as stream:
-        stream.write(_header([*codes, *rest, *_plan_scales(linears)]))
+
+    def pieces() -> Iterator[NDArray[Any]]:
+        scales: list[np.float32] = []
         for layer, linear in linears:
             packed, scale = source.packed_linear(layer, linear)
-            stream.write(packed.data)
+            yield packed
             scales.append(scale)
-        for output in rest:
-            for values in source.float_chunks(output.name):
-                stream.write(values.data)
-        stream.write(np.asarray(scales, dtype="<f4").data)
-        stream.flush()
-        os.fsync(stream.fileno())
-        return stream.tell()
+        for tensor in rest:
+            yield from source.float_chunks(tensor.name)
+        yield np.asarray(scales, dtype="<f4")
+
+    plan = [*codes, *rest, *_plan_scales(linears)]
+    return write_tensor_file(file, plan, pieces(), packed_metadata())
 
 
 def overwrite_scales(file: Path, scales: Mapping[str, float]) -> None:
@@ -98,39 +81,22 @@ def overwrite_scales(file: Path, scales: Mapping[str, float]) -> None:
             stream.write(np.asarray([scale], dtype="<f4").data)
 
 
-def _plan_codes(config: ModelConfig, linears: list[tuple[int, str]]) -> list[_Output]:
-    plan = []
-    for layer, linear in linears:
-        shape = packed_shape(linear_shape(config, linear))
-        plan.append(_Output(linear_name(layer, linear), "U8", shape, math.prod(shape)))
-    return plan
+def _plan_codes(config: ModelConfig, linears: list[tuple[int, str]]) -> list[PlannedTensor]:
+    return [
+        PlannedTensor(linear_name(*where), "U8", packed_shape(linear_shape(config, where[1])))
+        for where in linears
+    ]
 
 
-def _plan_rest(source: PackedSource) -> list[_Output]:
-    plan = []
-    for name, shape in expected_shapes(source.config).items():
-        if not is_linear(name):
-            tag = source.float_tag(name)
-            plan.append(_Output(name, tag, shape, math.prod(shape) * (4 if tag == "F32" else 2)))
+def _plan_rest(source: PackedSource) -> list[PlannedTensor]:
+    plan = [
+        PlannedTensor(name, source.float_tag(name), shape)
+        for name, shape in expected_shapes(source.config).items()
+        if not is_linear(name)
+    ]
     # Wide elements first, so that every tensor is aligned to its element and can be mapped.
-    return sorted(plan, key=lambda output: output.tag != "F32")
+    return sorted(plan, key=lambda tensor: tensor.tag != "F32")
 
 
-def _plan_scales(linears: list[tuple[int, str]]) -> list[_Output]:
-    return [_Output(linear_name(*where) + SCALE_SUFFIX, "F32", (1,), 4) for where in linears]
-
-
-def _header(outputs: list[_Output]) -> bytes:
-    """Length and JSON of a safetensors header, padded so that the data begins aligned."""
-    entries: dict[str, Any] = {"__metadata__": packed_metadata()}
-    end = 0
-    for output in outputs:
-        begin, end = end, end + output.num_bytes
-        entries[output.name] = {
-            "dtype": output.tag,
-            "shape": list(output.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+def _plan_scales(linears: list[tuple[int, str]]) -> list[PlannedTensor]:
+    return [PlannedTensor(linear_name(*where) + SCALE_SUFFIX, "F32", (1,)) for where in linears]

@@ -23,6 +23,7 @@ from engine.checkpoint.packed_file import FloatTag, write_packed_file
 from engine.checkpoint.staging import staged_directory
 from engine.checkpoint.tensor_file import widen
 from engine.checkpoint.ternary import pack_trits
+from engine.config import PACKED_MODEL_TYPE
 from engine.errors import CheckpointError
 
 COPIED_FILES = (
@@ -85,7 +86,7 @@ def pack_checkpoint(
         with staged_directory(out) as staging:
             packed_bytes = write_packed_file(staging / WEIGHTS_FILE, packer)
             _write_config(checkpoint, staging)
-            _copy_side_files(source, staging)
+            copy_side_files(source, staging)
     return packer.summary(out, packed_bytes)
 
 
@@ -149,13 +150,16 @@ class _Packer:
 def _write_config(checkpoint: Checkpoint, directory: Path) -> None:
     """The source's config.json, every key kept, with what packing settled put right."""
     raw = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    # The numerics are spelt out, and no longer told by a model_type that names float weights.
+    raw |= {"model_type": PACKED_MODEL_TYPE, **checkpoint.config.linear_fields()}
     raw["weights"] = "ternary"
     raw["tie_word_embeddings"] = checkpoint.config.tie_word_embeddings
     text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
 
 
-def _copy_side_files(source: Path, directory: Path) -> None:
+def copy_side_files(source: Path, directory: Path) -> None:
+    """Take along what a checkpoint's directory holds beside weights and configuration."""
     for name in COPIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)

@@ -39,7 +39,7 @@ def staged_directory(out: Path) -> Iterator[Path]:
 
 def _refuse_occupied(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out}: is a file; the packed checkpoint needs a directory")
+        raise CheckpointError(f"{out}: is a file; a checkpoint is written as a directory")
     if out.exists() and (first := next(iter(sorted(out.iterdir())), None)) is not None:
         raise CheckpointError(
             f"{out}: is not empty (it holds {first.name}); nothing is overwritten"

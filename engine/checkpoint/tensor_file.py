@@ -135,6 +135,19 @@ def widen(values: NDArray[Any], tag: str) -> NDArray[Any]:
     return wide.view(np.float32)
 
 
+def narrow(values: NDArray[np.float32], tag: str) -> NDArray[Any]:
+    """Floats as elements to be stored, ties to even; what is too large becomes infinite.
+
+    bfloat16 appears as its 16 bits.
+    """
+    if tag != "BF16":
+        with np.errstate(over="ignore"):
+            return values.astype(_NUMPY_DTYPES[tag], copy=False)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return ((bits + (np.uint32(0x7FFF) + odd)) >> np.uint32(16)).astype("<u2")
+
+
 def _read_entries(path: Path, file: BinaryIO) -> dict[str, TensorEntry]:
     """Name in the file → entry, from a header that the library has found sound."""
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")

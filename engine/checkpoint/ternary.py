@@ -113,10 +113,10 @@ def measure_scale(
         raise CheckpointError(f"{name}: holds NaN or infinite values")
     largest = magnitude.max()
     if largest == 0:
-        return TernaryScale(_round_to(SCALE_FLOOR, dtype), True)
+        return TernaryScale(round_to(SCALE_FLOOR, dtype), True)
     if _holds_only(magnitude.reshape(-1)[:_SAMPLE], largest) and _holds_only(magnitude, largest):
         return TernaryScale(np.float32(largest), True)
-    return TernaryScale(max(_round_to(mean, dtype), _round_to(SCALE_FLOOR, dtype)), False)
+    return TernaryScale(max(round_to(mean, dtype), round_to(SCALE_FLOOR, dtype)), False)
 
 
 def ternary_scale(
@@ -148,7 +148,7 @@ def apply_scale(
     weight: NDArray[np.floating], scale: np.float32, *, dtype: FloatDtype | None = None
 ) -> NDArray[np.int8]:
     """Trits of a tensor whose scale is known."""
-    half = _round_to(0.5 * float(scale), dtype or _float_dtype(weight))
+    half = round_to(0.5 * float(scale), dtype or _float_dtype(weight))
     return (weight > half).view(np.int8) - (weight < -half).view(np.int8)
 
 
@@ -164,7 +164,7 @@ def _float_dtype(weight: NDArray[np.floating]) -> FloatDtype:
     raise ValueError(f"weights must be float32 or float16, not {weight.dtype}")
 
 
-def _round_to(value: float, dtype: FloatDtype) -> np.float32:
+def round_to(value: float, dtype: FloatDtype) -> np.float32:
     """The value of `dtype` nearest to `value`, ties to even, in one rounding from 64 bits."""
     if dtype == "fp16":
         return np.float32(np.float16(value))

@@ -6,6 +6,13 @@ Both classes are resolved once, validated on construction, and never changed aft
 
 from engine.config.engine import MAX_SPECULATIONS, EngineConfig
 from engine.config.model import ModelConfig
-from engine.config.numerics import Hadamard, RopeScaling
+from engine.config.numerics import PACKED_MODEL_TYPE, Hadamard, RopeScaling
 
-__all__ = ["MAX_SPECULATIONS", "EngineConfig", "Hadamard", "ModelConfig", "RopeScaling"]
+__all__ = [
+    "MAX_SPECULATIONS",
+    "PACKED_MODEL_TYPE",
+    "EngineConfig",
+    "Hadamard",
+    "ModelConfig",
+    "RopeScaling",
+]

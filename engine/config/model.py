@@ -232,6 +232,15 @@ class ModelConfig:
             return "llama"
         return f"bitskip_{self.variant[:2]}_earlyexit"
 
+    def linear_fields(self) -> dict[str, Any]:
+        """The fields of `config.json` that tell how ternary linears compute; none if dense."""
+        if self.is_dense:
+            return {}
+        return {
+            "activation_bits": self.activation_bits,
+            "hadamard": False if self.hadamard == "none" else self.hadamard,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` of this model; `from_dict` reads it back unchanged."""
         eos = list(self.eos_token_ids)
@@ -253,11 +262,7 @@ class ModelConfig:
             "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
             "bos_token_id": self.bos_token_id,
         }
-        if not self.is_dense:
-            raw |= {
-                "activation_bits": self.activation_bits,
-                "hadamard": False if self.hadamard == "none" else self.hadamard,
-            }
+        raw |= self.linear_fields()
         if self.rope_scaling is not None:
             raw["rope_scaling"] = {"rope_type": "llama3"} | {
                 name: getattr(self.rope_scaling, name) for name in RopeScaling.__slots__

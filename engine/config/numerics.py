@@ -54,11 +54,14 @@ class Numerics:
     context: int = 512
 
 
+PACKED_MODEL_TYPE = "bitskip_packed"
+"""Of packed directories: every variant, its numerics spelt out."""
+
 _FAMILY = {
     "bitskip_v1": Numerics("latent"),
     "bitskip_v2": Numerics("latent", activation_bits=4, hadamard="before"),
     "bitskip_v3": Numerics("latent", hadamard="before"),
-    "bitskip_packed": Numerics("latent"),
+    PACKED_MODEL_TYPE: Numerics("latent"),
     "llama": Numerics("dense", context=2048),
 }
 """By the start of model_type: `llama` is what LayerSkip's checkpoints and the twin are called."""

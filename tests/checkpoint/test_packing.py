@@ -183,7 +183,33 @@ def test_config_keys_and_side_files_come_along(tmp_path: Path) -> None:
     for name in COPIED_FILES:
         assert (tmp_path / "p" / name).read_text() == f"content of {name}"
     packed = json.loads((tmp_path / "p" / "config.json").read_text())
-    assert packed == raw | {"weights": "ternary", "tie_word_embeddings": False}
+    settled = {"weights": "ternary", "tie_word_embeddings": False, "model_type": "bitskip_packed"}
+    assert packed == raw | settled
+
+
+@pytest.mark.parametrize(
+    ("model_type", "told"),
+    [
+        ("bitskip_v1_earlyexit", {"activation_bits": 8, "hadamard": False}),
+        ("bitskip_v2_earlyexit", {"activation_bits": 4, "hadamard": "before"}),
+        ("bitskip_v3_earlyexit", {"activation_bits": 8, "hadamard": "before"}),
+    ],
+)
+def test_what_the_model_type_told_is_spelt_out(
+    model_type: str, told: dict[str, object], tmp_path: Path
+) -> None:
+    config = tiny_config(hidden_size=64, num_heads=8, intermediate_size=128)
+    source = write_checkpoint(tmp_path / "m", config)
+    raw = json.loads((source / "config.json").read_text()) | {"model_type": model_type}
+    for name in told:
+        del raw[name]
+    (source / "config.json").write_text(json.dumps(raw))
+    pack_checkpoint(source, tmp_path / "p")
+    packed = json.loads((tmp_path / "p" / "config.json").read_text())
+    assert packed["model_type"] == "bitskip_packed"
+    assert {name: packed[name] for name in told} == told
+    with load_checkpoint(source) as one, load_checkpoint(tmp_path / "p") as two:
+        assert replace(one.config, weights="ternary") == two.config
 
 
 class Interrupted(Exception):

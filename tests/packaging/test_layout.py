@@ -109,6 +109,12 @@ RULES = (
         breach=("engine/backends/cpu/__init__.py", "from ... import request\n"),
     ),
     Rule(
+        name="transformers, and what needs it, is imported on purpose only",
+        applies=outside("engine.hf"),
+        targets=("engine.hf", "transformers"),
+        breach=("engine/llm.py", "def run():\n    from engine import hf\n"),
+    ),
+    Rule(
         name="nothing uses training",
         applies=outside("engine.training"),
         targets=("engine.training",),
