@@ -80,7 +80,11 @@ FAMILY: dict[str, ModelConfig] = {
     },
     "dense, odd": replace(random_config(3), weights="dense", rope_scaling=LLAMA3_ROPE),
 }
-"""Narrow transforms fit a register, wide integers take three digits."""
+"""Narrow transforms fit a register, wide integers take three digits.
+
+Dense models with large logits are left out: where K/V is fp16, embeddings moved by 1e-7 move the
+reference's own logits by 4e-4, thirty times what they do where it is fp32.
+"""
 
 
 def logits_of(backend: Backend, depth: int) -> Any:
