@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config import MAX_SPECULATIONS, ModelConfig
 from engine.errors import CheckpointError
-from engine.evaluation.report import EvaluationReport
+from engine.evaluation.scores import ModelScores
 
 ROW_COST = 0.3
 """A further verified row's share of what a first one costs; between 0.1 and 0.7 on CPUs."""
@@ -26,7 +26,7 @@ class DraftExit:
 
 
 def best_draft_exit(
-    report: EvaluationReport, model: ModelConfig, draft_vocab_size: int
+    report: ModelScores, model: ModelConfig, draft_vocab_size: int
 ) -> DraftExit | None:
     """The best of the report's exits by its measured acceptance; None if nothing was drafted.
 
