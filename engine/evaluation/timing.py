@@ -96,9 +96,9 @@ class TimedBackend:
         return timed
 
     def _timed(self, part: Part, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             started = self._clock()
-            result = method(*args)
+            result = method(*args, **kwargs)
             self._calls.append((part, self._clock() - started))
             return result
 
