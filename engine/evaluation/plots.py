@@ -18,8 +18,9 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from engine.evaluation.card import timed_settings
 from engine.evaluation.results import Evaluation, SpeedResult, TimePerToken
@@ -27,7 +28,16 @@ from engine.evaluation.results import Evaluation, SpeedResult, TimePerToken
 DPI = 110
 GREY = "#808890"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"
+"""One more than there are colours: together they tell many more lines apart than six."""
+MAX_LINEAR_RATIO = 8.0
+"""Values further apart than that go on a logarithmic axis."""
+STAR: dict[str, Any] = {
+    "marker": "*",
+    "markersize": 14,
+    "markeredgecolor": GREY,
+    "linestyle": "none",
+}
 STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -75,7 +85,7 @@ def write_plots(evaluation: Evaluation, folder: Path) -> dict[str, Path]:
         for name, make in draw.items():
             figure = make(evaluation)
             written[name] = folder / f"{name}.png"
-            figure.savefig(written[name], dpi=DPI)
+            figure.savefig(written[name], dpi=DPI, pil_kwargs={"optimize": True})
             plt.close(figure)
     return written
 
@@ -98,13 +108,12 @@ def _quality(evaluation: Evaluation) -> Figure:
             for exit_layer, perplexity in perplexities.items()
             if (speed := evaluation.plain_speed(exit_layer, size)) is not None
         ]
-        label = f"{size} sequence{'s'[: size != 1]}"
         axis.plot(
             [rate for rate, *_ in places],
             [perplexity for _, perplexity, _ in places],
             color=colour,
             marker=marker,
-            label=label,
+            label=f"{size} sequence{'s'[: size != 1]}",
         )
         for rate, perplexity, exit_layer in places:
             axis.annotate(
@@ -115,33 +124,21 @@ def _quality(evaluation: Evaluation) -> Figure:
                 ha="center",
                 fontsize=8.5,
             )
-        _mark_drafting(axis, evaluation, size, colour, label)
-    axis.set_xlim(left=0)
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        best = _best_drafted(evaluation, size)
+        if best is not None and evaluation.exits[-1].exit_layer in perplexities:
+            axis.plot([best.tokens_per_s], [evaluation.exits[-1].perplexity], color=colour, **STAR)
+    if any(speed.draft_exit_layer is not None for speed in evaluation.speeds):
+        axis.plot([], [], color="none", label="all layers, drafted at best", **STAR)
+    rates = [speed.tokens_per_s for speed in evaluation.speeds]
+    if not _go_log(axis.set_xscale, axis.xaxis, rates):
+        axis.set_xlim(left=0)
+    _go_log(axis.set_yscale, axis.yaxis, list(perplexities.values()))
     axis.set_xlabel("tokens per second, all sequences together")
-    _log_if_wide(axis, list(perplexities.values()))
     axis.set_ylabel("perplexity (lower is better)")
     axis.set_title("Quality against speed; numbers are exit layers")
     axis.grid()
     axis.legend(fontsize=8.5)
     return figure
-
-
-def _mark_drafting(axis: Axes, evaluation: Evaluation, size: int, colour: str, label: str) -> None:
-    """A star where full depth gets by drafting, in the best of the settings."""
-    full = evaluation.exits[-1].perplexity
-    best = _best_drafted(evaluation, size)
-    if best is not None and math.isfinite(full):
-        axis.plot(
-            [best.tokens_per_s],
-            [full],
-            color=colour,
-            marker="*",
-            markersize=14,
-            markeredgecolor=GREY,
-            linestyle="none",
-            label=f"{label}, full depth drafted by exit {best.draft_exit_layer}",
-        )
 
 
 def _best_drafted(evaluation: Evaluation, size: int) -> SpeedResult | None:
@@ -153,11 +150,20 @@ def _best_drafted(evaluation: Evaluation, size: int) -> SpeedResult | None:
     return max(drafted, key=lambda speed: speed.speedup, default=None)
 
 
-def _log_if_wide(axis: Axes, values: Sequence[float]) -> None:
-    if values and max(values) > 10 * min(values):
-        axis.set_yscale("log")
-    else:
-        axis.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+def _go_log(set_scale: Callable[[str], None], axis: Axis, values: Sequence[float]) -> bool:
+    """Make an axis logarithmic if its values are far apart; its ticks are plain numbers."""
+    is_wide = bool(values) and max(values) > MAX_LINEAR_RATIO * min(values)
+    if is_wide:
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    return is_wide
+
+
+def _plain(value: float) -> str:
+    """A tick's number, without exponents."""
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 # --- acceptance -------------------------------------------------------------------------------
@@ -264,6 +270,7 @@ def _time(evaluation: Evaluation) -> Figure:
                 label=part,
             )  # fmt: skip
             left += widths
+        axis.margins(y=0.02)
         axis.invert_yaxis()
         axis.set_xlabel("milliseconds per token, all sequences together")
         axis.set_title(f"{size} sequence{'s'[: size != 1]}")

@@ -85,4 +85,4 @@ def test_what_is_missing_is_not_drawn(
 ) -> None:
     drawn = write_plots(result, tmp_path)
     assert list(drawn) == (names or ["quality", "acceptance", "time"])
-    assert all(5_000 < path.stat().st_size < MAX_BYTES for path in drawn.values())
+    assert all(path.stat().st_size > 5_000 for path in drawn.values())
