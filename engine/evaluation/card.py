@@ -144,10 +144,7 @@ def _sameness(evaluation: Evaluation) -> str:
             f"**{method.num_changed_tokens:,} of {method.num_compared_tokens:,} tokens were "
             "others than without drafts.**"
         )
-    return (
-        f"All {method.num_compared_tokens:,} tokens that were generated so were the same as "
-        "without drafts."
-    )
+    return f"All {method.num_compared_tokens:,} tokens that it gave were those that come without drafts."
 
 
 def _draft_row(evaluation: Evaluation, result: ExitResult) -> list[str]:
@@ -187,7 +184,7 @@ def _advice(best: BestDraft) -> str:
 
 
 def _time_table(evaluation: Evaluation) -> str:
-    head = ["", "draft layers", "draft head", "layers", "head", "Python", "in all"]
+    head = ["", "draft layers", "draft head", "layers", "head", "Python", "in all", "prompts"]
     rows = []
     for label, speed in timed_settings(evaluation, evaluation.batch_sizes[0]):
         time = speed.time
@@ -198,11 +195,11 @@ def _time_table(evaluation: Evaluation) -> str:
             time.head_ms,
             time.outside_ms,
         ]
-        rows.append([label, *(f"{part:.3f}" for part in (*parts, sum(parts)))])
+        rows.append([label, *(f"{part:.3f}" for part in (*parts, sum(parts), speed.prefill_ms))])
     caption = (
         f"Milliseconds per token while {_sequences(evaluation.batch_sizes[0])} decode"
-        f"{'s' if evaluation.batch_sizes[0] == 1 else ''}; Python is everything outside the "
-        "backend."
+        f"{'s' if evaluation.batch_sizes[0] == 1 else ''}. Python is everything outside the "
+        "backend; prompts are the milliseconds before that, in all."
     )
     return f"{caption}\n\n{_table(head, rows)}"
 

@@ -168,6 +168,8 @@ class SpeedResult(Record):
     """Over full depth without drafts, at the same batch size; median of the repeats' ratios."""
     first_token_ms: float
     """From the arrival of all prompts at once to a sequence's first token, on average."""
+    prefill_ms: float
+    """From then to the last sequence's first token; prompts of `num_prompt_tokens` at most."""
     num_tokens: int
     """Delivered in all samples."""
     acceptance_rate: float | None = None

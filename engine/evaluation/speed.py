@@ -54,6 +54,8 @@ class Sample:
     """Decoding, from when every sequence had its first token."""
     first_token_s: float
     """From the arrival of all prompts at once to a sequence's first token, on average."""
+    prefill_s: float
+    """From then to the last sequence's first token."""
     num_tokens: int
     """Delivered while decoding."""
     num_rounds: int
@@ -96,7 +98,7 @@ class SpeedBench:
         the context, so that in every round that is timed all sequences take part.
         """
         requests = self._add(setting, prompts)
-        first_token_s = self._prefill(requests)
+        waits_s = self._prefill(requests)
         self._backend.take_calls()
         splits: list[TimeSplit] = []
         num_tokens = num_rounds = num_drafted = num_accepted = 0
@@ -117,7 +119,8 @@ class SpeedBench:
             raise ConfigError("the model's context is too short to measure its speed")
         return Sample(
             tokens_per_s=num_tokens / elapsed,
-            first_token_s=first_token_s,
+            first_token_s=statistics.fmean(waits_s),
+            prefill_s=waits_s[-1],
             num_tokens=num_tokens,
             num_rounds=num_rounds,
             num_drafted=num_drafted,
@@ -140,8 +143,8 @@ class SpeedBench:
             requests += self._intake.make_requests(str(self._num_requests), prompt, params)
         return requests
 
-    def _prefill(self, requests: Sequence[Request]) -> float:
-        """Until every sequence has a token; the mean of the seconds that they waited for it."""
+    def _prefill(self, requests: Sequence[Request]) -> list[float]:
+        """Until every sequence has a token; the seconds that each waited for it, ascending."""
         started = self._clock()
         self._core.add(requests)
         waits: list[float] = []
@@ -150,7 +153,7 @@ class SpeedBench:
             waited = self._clock() - started
             num_begun = sum(request.num_generated > 0 for request in requests)
             waits += [waited] * (num_begun - len(waits))
-        return statistics.fmean(waits)
+        return waits
 
     def _abort(self, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -73,7 +73,6 @@ def _speed_result(
     num_accepted = sum(sample.num_accepted for sample in samples)
     num_rounds = sum(sample.num_rounds for sample in samples)
     num_tokens = sum(sample.num_tokens for sample in samples)
-    first_token_s = statistics.median(sample.first_token_s for sample in samples)
     return SpeedResult(
         exit_layer=setting.exit_layer,
         batch_size=setting.batch_size,
@@ -82,7 +81,8 @@ def _speed_result(
         tokens_per_s=statistics.median(sample.tokens_per_s for sample in samples),
         samples=[sample.tokens_per_s for sample in samples],
         speedup=median_speedup(samples, baseline),
-        first_token_ms=1e3 * first_token_s,
+        first_token_ms=1e3 * statistics.median(sample.first_token_s for sample in samples),
+        prefill_ms=1e3 * statistics.median(sample.prefill_s for sample in samples),
         num_tokens=num_tokens,
         acceptance_rate=num_accepted / num_drafted if num_drafted else None,
         mean_acceptance_length=1.0 + num_accepted / num_rounds if num_rounds else None,

@@ -25,6 +25,7 @@ from server.commands.evaluation_options import (
     Quick,
     Repeats,
     Threads,
+    check_writable,
     run_evaluation,
 )
 
@@ -99,9 +100,7 @@ def evaluate(
     to_stdout = json_file == Path("-")
     with clean_errors():
         if json_file is not None and not to_stdout:
-            # Known before minutes are spent.
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.open("ab").close()
+            check_writable(json_file)
         evaluation = run_evaluation(
             model, data, options, name=name, backend=backend, threads=threads
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,6 +150,18 @@ def run_evaluation(
             threads=threads,
             progress=advance,
         )
+
+
+def check_writable(file: Path) -> None:
+    """Make the folder of a file that is to be written later; nothing else is left behind.
+
+    Raises `OSError` that names what stands in the way: better before minutes are spent.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
 
 
 def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:

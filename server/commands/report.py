@@ -27,6 +27,7 @@ from server.commands.evaluation_options import (
     Quick,
     Repeats,
     Threads,
+    check_writable,
     run_evaluation,
 )
 
@@ -95,10 +96,9 @@ def report(
             raise BitSkipError(
                 "matplotlib is not installed: pip install 'bitskip-server[plots]', or --no-plots"
             )
-        # Known before minutes are spent.
         pages = {page: page.read_text(encoding="utf-8") for page in card or []}
-        out.mkdir(parents=True, exist_ok=True)
-        (out / REPORT_FILE).open("ab").close()
+        for file in (out / REPORT_FILE, *pages):
+            check_writable(file)
         if source.is_dir():
             evaluation = run_evaluation(
                 source, data or [], options, name=name, backend=backend, threads=threads

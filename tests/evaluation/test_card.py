@@ -59,8 +59,8 @@ def test_the_structure_of_a_section() -> None:
         "24 layers", "18 layers", "12 layers", "6 layers",
         "exit 6 drafts 4", "exit 12 drafts 4", "exit 18 drafts 4",
     ]  # fmt: skip
-    assert time[1] == ["24 layers", "0.000", "0.000", "7.000", "2.000", "1.000", "10.000"]
-    assert "All 1,000 tokens that were generated so were the same as without drafts." in section
+    assert time[1] == ["24 layers", "0.000", "0.000", "7.000", "2.000", "1.000", "10.000", "15.000"]
+    assert "All 1,000 tokens that it gave were those that come without drafts." in section
     assert "Best draft exit: **6**, with 4 drafts per round: 1.40 times as fast" in section
     for fact in ("Abacus", "2 cores, 2 GiB", "head in int8, K/V in fp16", "`stories.txt`"):
         assert fact in section

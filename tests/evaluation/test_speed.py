@@ -51,7 +51,7 @@ def test_plain_decoding(tokenizer: Tokenizer, exit_layer: int, batch_size: int) 
     setting = Setting(exit_layer, batch_size)
     sample = bench(tokenizer).run(setting, PROMPTS[:batch_size], 8)
     assert sample.tokens_per_s == pytest.approx(batch_size / (exit_layer + HEAD_S))
-    assert sample.first_token_s == pytest.approx(exit_layer + HEAD_S)
+    assert sample.first_token_s == sample.prefill_s == pytest.approx(exit_layer + HEAD_S)
     assert sample.num_tokens == 8 * batch_size
     assert sample.num_rounds == sample.num_drafted == 0
     assert sample.split == TimeSplit(layers_s=8.0 * exit_layer, head_s=8 * HEAD_S)
@@ -97,7 +97,7 @@ def test_medians_and_ratios_of_settings_that_take_turns(tokenizer: Tokenizer) ->
     assert full.time.layers_ms == pytest.approx(1e3 * NUM_LAYERS / 3)
     shallow = results[2, 3, None, None]
     assert shallow.speedup == pytest.approx(PLAIN_ROUND_S / (2 + HEAD_S))
-    assert shallow.first_token_ms == pytest.approx(1e3 * (2 + HEAD_S))
+    assert shallow.first_token_ms == pytest.approx(1e3 * (2 + HEAD_S)) == shallow.prefill_ms
     drafted = results[NUM_LAYERS, 1, 4, 4]
     round_s = 4 * (4 + DRAFT_HEAD_S) + PLAIN_ROUND_S
     assert drafted.speedup == pytest.approx(5 * PLAIN_ROUND_S / round_s)
@@ -122,7 +122,7 @@ def test_settings_of_a_repeat_share_prompts_and_repeats_do_not(tokenizer: Tokeni
 
 def test_a_changed_token_is_counted() -> None:
     def sample(*tokens: int) -> Sample:
-        return Sample(1.0, 1.0, len(tokens), 0, 0, 0, TimeSplit(), (tokens,))
+        return Sample(1.0, 1.0, 1.0, len(tokens), 0, 0, 0, TimeSplit(), (tokens,))
 
     samples = {
         Setting(6, 1): [sample(1, 2, 3, 4)],
@@ -132,6 +132,13 @@ def test_a_changed_token_is_counted() -> None:
     assert count_changed_tokens(samples, 6) == (1, 3)
     (warning,) = speed_warnings([], 1)
     assert "drafting changed 1 tokens" in warning
+
+
+def test_prompts_that_take_two_sweeps_wait_unequally(tokenizer: Tokenizer) -> None:
+    # 512 prompt rows go into one sweep: the third prompt's rest is read beside the others' tokens.
+    sample = bench(tokenizer, context=256).run(Setting(NUM_LAYERS, 3), [[1] * 200] * 3, 4)
+    assert sample.prefill_s == pytest.approx(2 * PLAIN_ROUND_S)
+    assert sample.first_token_s == pytest.approx((1 + 1 + 2) / 3 * PLAIN_ROUND_S)
 
 
 def test_a_context_that_ends_early_ends_the_sample(tokenizer: Tokenizer) -> None:

@@ -196,6 +196,9 @@ def test_eval_refuses_what_it_cannot_do(model: Path, stories: Path, tmp_path: Pa
     assert "no such directory" in refusal("eval", tmp_path / "none", *data)
     file = stories / "in-a-file.json"
     assert str(stories) in refusal("eval", model, *data, "--json", file)
+    assert "directory" in refusal("eval", model, *data, "--json", tmp_path)
+    refusal("eval", model, *data, "--exits", "9", "--json", tmp_path / "new" / "result.json")
+    assert not list((tmp_path / "new").iterdir()), "a failure leaves no file behind"
 
 
 def test_report_refuses_what_it_cannot_do(

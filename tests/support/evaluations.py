@@ -138,6 +138,7 @@ def _speed(
         samples=[rate * 0.9, rate, rate * 1.1],
         speedup=speedup,
         first_token_ms=12.5 * batch_size,
+        prefill_ms=15.0 * batch_size,
         num_tokens=384 * batch_size,
         acceptance_rate=0.5 if drafted else None,
         mean_acceptance_length=3.0 if drafted else None,
