@@ -144,7 +144,10 @@ def _sameness(evaluation: Evaluation) -> str:
             f"**{method.num_changed_tokens:,} of {method.num_compared_tokens:,} tokens were "
             "others than without drafts.**"
         )
-    return f"All {method.num_compared_tokens:,} tokens that it gave were those that come without drafts."
+    return (
+        f"All {method.num_compared_tokens:,} tokens that it gave were those that come without "
+        "drafts."
+    )
 
 
 def _draft_row(evaluation: Evaluation, result: ExitResult) -> list[str]:
