@@ -16,6 +16,7 @@ from engine.evaluation.credibility import exit_warnings, weight_warnings
 from engine.evaluation.machine import describe_machine
 from engine.evaluation.results import Evaluation, Method, NumSpeculations, Text
 from engine.evaluation.scores import (
+    ModelScores,
     chosen_exits,
     prompt_tokens,
     score_model,
@@ -64,7 +65,7 @@ class EvaluationPlan:
     other_norm: bool = True
     """Whether perplexity is measured with the exit norm turned round, too."""
     quick: bool = False
-    """Only told: `quick_plan` makes one."""
+    """Only told, as by `QUICK_PLAN`."""
 
     def __post_init__(self) -> None:
         for size in self.batch_sizes:
@@ -133,9 +134,9 @@ def evaluate(
     finally:
         model.backend.close()
     speeds = speed_results(samples, config.num_layers)
-    num_changed, num_compared = count_changed_tokens(samples, config.num_layers)
+    method = _method(plan, scores, samples, prompt_tokens(model, documents))
     warnings += exit_warnings(scores, config.vocab_size, config.exit_norm, other_norm)
-    warnings += speed_warnings(speeds, num_changed)
+    warnings += speed_warnings(speeds, method.num_changed_tokens)
     return Evaluation(
         model=model_facts(name, model.config),
         machine=machine,
@@ -145,21 +146,11 @@ def evaluate(
             num_tokens=scores.num_tokens,
             num_bytes=scores.num_bytes,
         ),
-        method=Method(
-            quick=plan.quick,
-            num_prompts=min(plan.num_prompts, len(documents)),
-            num_generated_tokens=scores.num_generated_tokens,
-            num_speculations=scores.num_speculations,
-            num_prompt_tokens=max(map(len, prompt_tokens(model, documents))),
-            num_new_tokens=plan.num_new_tokens,
-            num_repeats=plan.num_repeats if speeds else 0,
-            num_compared_tokens=num_compared,
-            num_changed_tokens=num_changed,
-        ),
+        method=method,
+        # Full depth, which always has the norm, was not turned round.
         exits=[
             exit_result(
-                score,
-                other_norm.get(score.exit_layer) if score is not scores.exits[-1] else None,
+                score, None if score is scores.exits[-1] else other_norm.get(score.exit_layer)
             )
             for score in scores.exits
         ],
@@ -191,6 +182,26 @@ def _measure(
         num_new_tokens=plan.num_new_tokens,
         num_repeats=plan.num_repeats,
         progress=_phase(progress, "measuring speeds"),
+    )
+
+
+def _method(
+    plan: EvaluationPlan,
+    scores: ModelScores,
+    samples: dict[Setting, list[Sample]],
+    prompts: Sequence[Sequence[int]],
+) -> Method:
+    num_changed, num_compared = count_changed_tokens(samples, scores.exits[-1].exit_layer)
+    return Method(
+        quick=plan.quick,
+        num_prompts=min(plan.num_prompts, len(prompts)),
+        num_generated_tokens=scores.num_generated_tokens,
+        num_speculations=scores.num_speculations,
+        num_prompt_tokens=max(map(len, prompts)),
+        num_new_tokens=plan.num_new_tokens,
+        num_repeats=plan.num_repeats if samples else 0,
+        num_compared_tokens=num_compared,
+        num_changed_tokens=num_changed,
     )
 
 

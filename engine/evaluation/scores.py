@@ -75,8 +75,6 @@ def score_model(
     depth = model.config.num_layers
     chosen = chosen_exits(model.config, exits)
     windows = text_windows(model, documents)
-    if not windows:
-        raise ConfigError("the documents have no token to predict")
     tallies = score_exits(model.backend, windows, chosen, progress)
     num_bytes = sum(len(document.encode()) for document in documents)
     drafts = {
@@ -149,7 +147,10 @@ def prompt_tokens(model: LoadedModel, documents: Sequence[str]) -> list[list[int
 
 
 def text_windows(model: LoadedModel, documents: Sequence[str]) -> list[list[int]]:
-    """Token windows; a document longer than the context goes on in the next window."""
+    """Token windows; a document longer than the context goes on in the next window.
+
+    Raises `ConfigError` where there is no token to predict.
+    """
     context = model.config.max_position_embeddings
     end = list(model.config.eos_token_ids[:1])
     windows: list[list[int]] = []
@@ -158,6 +159,8 @@ def text_windows(model: LoadedModel, documents: Sequence[str]) -> list[list[int]
         # Windows share one token, so that every token but the first is predicted once.
         for start in range(0, len(tokens) - 1, context - 1):
             windows.append(tokens[start : start + context])
+    if not windows:
+        raise ConfigError("the documents have no token to predict")
     return windows
 
 
