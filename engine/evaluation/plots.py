@@ -64,7 +64,7 @@ PARTS: tuple[tuple[str, Callable[[TimePerToken], float], str], ...] = (
     ("draft head", lambda time: time.draft_head_ms, "//"),
     ("layers", lambda time: time.layers_ms, ""),
     ("head", lambda time: time.head_ms, "\\\\"),
-    ("Python, outside the backend", lambda time: time.outside_ms, ".."),
+    ("Python, outside the backend", lambda time: time.outside_ms, ""),
 )
 
 

@@ -137,7 +137,10 @@ class ExitResult(Record):
 
 
 class TimePerToken(Record):
-    """Milliseconds per delivered token, of all sequences together, while decoding."""
+    """Milliseconds per delivered token, of all sequences together, while decoding.
+
+    Medians of each part, so that they need not add up to the whole's.
+    """
 
     draft_layers_ms: float
     """Draft passes through the first layers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from engine.config import EngineConfig, ModelConfig
 from engine.evaluation.draft_exit import best_draft_exit
@@ -72,7 +72,6 @@ def _speed_result(
     num_drafted = sum(sample.num_drafted for sample in samples)
     num_accepted = sum(sample.num_accepted for sample in samples)
     num_rounds = sum(sample.num_rounds for sample in samples)
-    num_tokens = sum(sample.num_tokens for sample in samples)
     return SpeedResult(
         exit_layer=setting.exit_layer,
         batch_size=setting.batch_size,
@@ -83,23 +82,25 @@ def _speed_result(
         speedup=median_speedup(samples, baseline),
         first_token_ms=1e3 * statistics.median(sample.first_token_s for sample in samples),
         prefill_ms=1e3 * statistics.median(sample.prefill_s for sample in samples),
-        num_tokens=num_tokens,
+        num_tokens=sum(sample.num_tokens for sample in samples),
         acceptance_rate=num_accepted / num_drafted if num_drafted else None,
         mean_acceptance_length=1.0 + num_accepted / num_rounds if num_rounds else None,
-        time=_time_per_token(TimeSplit.sum(sample.split for sample in samples), num_tokens),
+        time=_time_per_token(samples),
     )
 
 
-def _time_per_token(split: TimeSplit, num_tokens: int) -> TimePerToken:
-    def ms(seconds: float) -> float:
-        return 1e3 * seconds / num_tokens
+def _time_per_token(samples: Sequence[Sample]) -> TimePerToken:
+    """Each part's median: a moment that the machine gave to others spoils one sample's part."""
+
+    def ms(part: Callable[[TimeSplit], float]) -> float:
+        return 1e3 * statistics.median(part(each.split) / each.num_tokens for each in samples)
 
     return TimePerToken(
-        draft_layers_ms=ms(split.draft_layers_s),
-        draft_head_ms=ms(split.draft_head_s),
-        layers_ms=ms(split.layers_s),
-        head_ms=ms(split.head_s),
-        outside_ms=ms(split.outside_s),
+        draft_layers_ms=ms(lambda split: split.draft_layers_s),
+        draft_head_ms=ms(lambda split: split.draft_head_s),
+        layers_ms=ms(lambda split: split.layers_s),
+        head_ms=ms(lambda split: split.head_s),
+        outside_ms=ms(lambda split: split.outside_s),
     )
 
 
