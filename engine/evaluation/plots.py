@@ -30,7 +30,7 @@ GREY = "#808890"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 MARKERS = "osD^vPX"
 """One more than there are colours: together they tell many more lines apart than six."""
-MAX_LINEAR_RATIO = 8.0
+MAX_LINEAR_RATIO = 20.0
 """Values further apart than that go on a logarithmic axis."""
 STAR: dict[str, Any] = {
     "marker": "*",
@@ -119,9 +119,10 @@ def _quality(evaluation: Evaluation) -> Figure:
             axis.annotate(
                 str(exit_layer),
                 (rate, perplexity),
-                xytext=(0, 7),
+                # To the left: the line goes up and to the right.
+                xytext=(-7, 4),
                 textcoords="offset points",
-                ha="center",
+                ha="right",
                 fontsize=8.5,
             )
         best = _best_drafted(evaluation, size)
@@ -129,7 +130,7 @@ def _quality(evaluation: Evaluation) -> Figure:
             axis.plot([best.tokens_per_s], [evaluation.exits[-1].perplexity], color=colour, **STAR)
     if any(speed.draft_exit_layer is not None for speed in evaluation.speeds):
         axis.plot([], [], color="none", label="all layers, drafted at best", **STAR)
-    rates = [speed.tokens_per_s for speed in evaluation.speeds]
+    rates = [speed.tokens_per_s for speed in evaluation.speeds if speed.draft_exit_layer is None]
     if not _go_log(axis.set_xscale, axis.xaxis, rates):
         axis.set_xlim(left=0)
     _go_log(axis.set_yscale, axis.yaxis, list(perplexities.values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import time
@@ -237,9 +236,3 @@ def count_changed_tokens(samples: dict[Setting, list[Sample]], num_layers: int) 
                 compared += length
                 changed += sum(a != b for a, b in zip(ours[:length], theirs[:length], strict=True))
     return changed, compared
-
-
-def spread(samples: Sequence[Sample]) -> float:
-    """How much faster the fastest was than the slowest, relative; 0 of a single sample."""
-    rates = [sample.tokens_per_s for sample in samples]
-    return math.inf if min(rates) <= 0 else max(rates) / min(rates) - 1

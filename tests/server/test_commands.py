@@ -1,4 +1,4 @@
-"""`bitskip pack`, `export` and `draft-vocab`, run as commands on tiny models; and what help says."""
+"""`bitskip pack`, `export` and `draft-vocab` run on tiny models; and what help says."""
 
 from __future__ import annotations
 
