@@ -26,13 +26,13 @@ def print_evaluation(console: Console, evaluation: Evaluation, *, was_saved: boo
 def _exits(evaluation: Evaluation) -> Table:
     method, text = evaluation.method, evaluation.text
     table = _table(
-        f"{text.num_tokens:,} tokens of {text.num_documents} documents; acceptance over "
-        f"{method.num_generated_tokens:,} greedy tokens, {method.num_speculations} drafts per round"
+        f"{text.num_tokens:,} tokens of {text.num_documents} documents; tokens per round with "
+        f"{method.num_speculations} drafts"
     )
-    for column in ("exit", "perplexity", "agreement", "acceptance", "tokens/round"):
-        table.add_column(column, justify="right")
+    for column in ("exit", "perplexity", "agreement", "acceptance", "per round"):
+        table.add_column(column, justify="right", overflow="fold")
     for size in evaluation.batch_sizes:
-        table.add_column(f"tok/s ×{size}", justify="right")
+        table.add_column(f"tok/s ×{size}", justify="right", overflow="fold")
     for each in evaluation.exits:
         drafting = each.drafting
         plain = [evaluation.plain_speed(each.exit_layer, size) for size in evaluation.batch_sizes]
@@ -48,11 +48,11 @@ def _exits(evaluation: Evaluation) -> Table:
 
 
 def _drafting(evaluation: Evaluation) -> Table:
-    table = _table("speed-up by drafting, and in brackets the best number of drafts")
-    table.add_column("draft exit", justify="right")
+    table = _table("speed-up by drafting (best number of drafts)")
+    table.add_column("draft exit", justify="right", overflow="fold")
     for size in evaluation.batch_sizes:
-        table.add_column(f"×{size}", justify="right")
-        table.add_column("auto", justify="right")
+        table.add_column(f"×{size}", justify="right", overflow="fold")
+        table.add_column("auto", justify="right", overflow="fold")
     for each in evaluation.exits[:-1]:
         cells: list[str] = []
         for size in evaluation.batch_sizes:
@@ -76,11 +76,12 @@ def _advice(best: BestDraft, was_saved: bool) -> str:
         count = f"{best.num_speculations} draft{'s'[: best.num_speculations != 1]} per round"
     how = "measured" if best.is_measured else "predicted"
     saved = "written into config.json" if was_saved else "--save-draft-exit keeps it"
-    return (
+    advice = (
         f"best draft exit: {best.exit_layer}, with {count} {best.speedup:.2f} times as fast as "
         f"without, as {how} ({saved})"
     )
+    return advice if best.speedup > 1 else f"{advice}: drafting does not pay"
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left")
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -76,12 +77,9 @@ def test_what_was_trained_can_be_evaluated(run: Path) -> None:
     arguments = ("--data", run / "heldout.txt", "--exits", "1,2", "--quick", "--threads", "1")
     result = bitskip("eval", run / "model", *arguments)
     assert result.exit_code == 0, result.output
-    rows = [
-        [cell.strip() for cell in line.strip("│").split("│")]
-        for line in result.stdout.partition("speed-up")[0].splitlines()
-        if line.startswith("│")
-    ]
+    lines = result.stdout.partition("speed-up")[0].splitlines()
+    rows = [line.split() for line in lines if re.match(r" *\d+ +\d+\.\d\d ", line)]
     assert [row[0] for row in rows] == ["1", "2", "4"]
-    assert rows[-1][2:5] == ["100.0%", "", ""]
+    assert rows[-1][2] == "100.0%" and len(rows[-1]) == len(rows[0]) - 2
     assert all(float(row[1]) > 1.0 for row in rows)
     assert all(row[3].endswith("%") and float(row[4]) >= 1.0 for row in rows[:-1])
