@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.errors import CheckpointError, ConfigError
+from engine.evaluation.card import card_section
 from engine.evaluation.evaluation import QUICK_PLAN, EvaluationPlan, evaluate
+from support.checkpoints import write_checkpoint
 from support.served_process import write_model
+from support.tokenizers import write_tokenizer
+from support.variants import VARIANTS, variant_config
 
 DOCUMENTS = [f"Once upon a time there was number {number}." for number in range(3)]
 SMALL = EvaluationPlan(
@@ -52,6 +58,21 @@ def test_every_backend_goes_through(checkpoint: Path, backend: str) -> None:
     assert list(phases) == [
         "reading weights", "turning the exit norm", "scoring documents", "measuring speeds",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_goes_through(tmp_path: Path, variant: str, backend: str) -> None:
+    config = variant_config(variant, vocab_size=320, num_layers=4, eos_token_ids=(319,))
+    write_tokenizer(write_checkpoint(tmp_path, config, agreement_after=1, damping=0.1), 320)
+    plan = replace(SMALL, exits=(1, 2), batch_sizes=(2,))
+    result = evaluate(tmp_path, DOCUMENTS, plan, name="m", backend=backend, threads=1)
+    assert result.model.variant == variant
+    assert [each.exit_layer for each in result.exits] == [1, 2, 4]
+    assert all(1 < each.perplexity < math.inf for each in result.exits)
+    assert any((speed.acceptance_rate or 0) > 0 for speed in result.speeds)
+    assert result.method.num_changed_tokens == 0 < result.method.num_compared_tokens
+    assert f"variant {variant}," in card_section(result, {})
 
 
 def test_random_weights_are_doubted(checkpoint: Path) -> None:
