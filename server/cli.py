@@ -18,6 +18,7 @@ from server.commands.export import export
 from server.commands.inspect import inspect
 from server.commands.options import SectionedCommand
 from server.commands.pack import pack
+from server.commands.report import report
 from server.commands.serve import serve
 from server.commands.synth import synth
 from server.commands.train import train
@@ -42,6 +43,7 @@ app.command(short_help="Write a model as GGUF, for llama.cpp.")(export)
 app.command(short_help="Train an early-exit model on text files.")(train)
 app.command(short_help="Write a random model of any size, to measure speed with.")(synth)
 app.command("eval", short_help="Measure what each exit of a model is worth.")(evaluate)
+app.command(short_help="Write that as a model-card section, with pictures.")(report)
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from engine.build import LoadedModel, join_parts
 from engine.config import EngineConfig
@@ -21,6 +22,8 @@ class DraftTally:
     num_accepted: int
     completions: tuple[tuple[int, ...], ...]
     """The tokens that the prompts brought."""
+    accepted_per_position: tuple[int, ...] = ()
+    """In how many rounds the first, second … draft was accepted."""
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -31,6 +34,11 @@ class DraftTally:
     def acceptance_length(self) -> float | None:
         """Tokens per verified round, verification's own included; None without a round."""
         return 1.0 + self.num_accepted / self.num_rounds if self.num_rounds else None
+
+    @property
+    def accepted_by_position(self) -> tuple[float, ...]:
+        """Share of the rounds in which the first, second … draft was accepted."""
+        return tuple(count / self.num_rounds for count in self.accepted_per_position)
 
     @property
     def num_generated_tokens(self) -> int:
@@ -71,4 +79,7 @@ def measure_drafts(
         num_drafted=sum(tally.num_draft_tokens for tally in tallies),
         num_accepted=sum(tally.num_accepted_tokens for tally in tallies),
         completions=tuple(tuple(choice.token_ids) for choice in choices),
+        accepted_per_position=tuple(
+            map(sum, zip_longest(*(each.accepted_per_position for each in tallies), fillvalue=0))
+        ),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from engine.checkpoint.inspection import TensorReport, WeightsReport
 from engine.checkpoint.names import is_linear
 from engine.checkpoint.ternary import SCALE_FLOOR
-from engine.evaluation.report import EvaluationReport, ExitScore
+from engine.evaluation.scores import ExitScore, ModelScores
 
 _MOSTLY_ZERO = 0.99
 _RARE = 0.01
@@ -57,7 +57,7 @@ def _ternary_warnings(tensor: TensorReport) -> Iterator[str]:
 
 
 def exit_warnings(
-    report: EvaluationReport,
+    report: ModelScores,
     vocab_size: int,
     exit_norm: bool,
     other_norm: Mapping[int, float],

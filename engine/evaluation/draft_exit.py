@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config import MAX_SPECULATIONS, ModelConfig
 from engine.errors import CheckpointError
-from engine.evaluation.report import EvaluationReport
+from engine.evaluation.scores import ModelScores
 
 ROW_COST = 0.3
 """A further verified row's share of what a first one costs; between 0.1 and 0.7 on CPUs."""
@@ -26,7 +26,7 @@ class DraftExit:
 
 
 def best_draft_exit(
-    report: EvaluationReport, model: ModelConfig, draft_vocab_size: int
+    report: ModelScores, model: ModelConfig, draft_vocab_size: int
 ) -> DraftExit | None:
     """The best of the report's exits by its measured acceptance; None if nothing was drafted.
 
@@ -36,8 +36,9 @@ def best_draft_exit(
     """
     layer_weights = 2 * model.hidden_size * (model.q_size + model.kv_size)
     layer_weights += 3 * model.hidden_size * model.intermediate_size
-    # Two bits a weight in the layers, eight in the head.
-    per_id = 4 * model.hidden_size / (layer_weights * model.num_layers)
+    # Bits of a weight in the layers: two if ternary; eight in the head.
+    weight_bits = 16 if model.is_dense else 2
+    per_id = 8 * model.hidden_size / (weight_bits * layer_weights * model.num_layers)
     head = per_id * model.vocab_size
     draft_head = per_id * min(draft_vocab_size, model.vocab_size)
     best: DraftExit | None = None

@@ -18,8 +18,7 @@ from engine.draft_vocabulary import draft_ranking
 from engine.errors import TokenizerError
 from engine.evaluation.credibility import exit_warnings, weight_warnings
 from engine.evaluation.draft_exit import DraftExit, best_draft_exit
-from engine.evaluation.perplexity import score_exits
-from engine.evaluation.report import EvaluationReport, evaluate, text_windows
+from engine.evaluation.scores import ModelScores, score_model, score_other_norm
 from engine.tokenizer import Tokenizer
 
 
@@ -27,7 +26,7 @@ from engine.tokenizer import Tokenizer
 class InspectedExits:
     """What text tells of a model's exits."""
 
-    report: EvaluationReport
+    report: ModelScores
     """With the final norm before an early exit's head, or without, as config.json says."""
     other_norm: dict[int, float]
     """Exit → perplexity with that turned round."""
@@ -137,24 +136,23 @@ def with_exits(
     """The report, and what the documents tell of exits (all of them unless `exits` names some).
 
     The model is loaded twice, one after the other: as it is, and with the exit norm turned
-    round. `progress` counts the documents of both. Raises as `load_model` and `evaluate` do.
+    round. `progress` counts the documents of both. Raises as `load_model` and `score_model` do.
     """
     config, engine = report.config, EngineConfig()
     chosen = exits or range(1, config.num_layers + 1)
     model = load_model(report.path, engine, backend, threads)
-    evaluation = evaluate(
+    evaluation = score_model(
         model, documents, exits=chosen, progress=lambda done, total: progress(done, 2 * total)
     )
     model.backend.close()
-    turned = load_model(report.path, engine, backend, threads, exit_norm=not config.exit_norm)
-    tallies = score_exits(
-        turned.backend,
-        text_windows(turned, documents),
+    other = score_other_norm(
+        report.path,
+        documents,
         chosen,
+        backend,
+        threads,
         lambda done, total: progress(total + done, 2 * total),
     )
-    turned.backend.close()
-    other = {exit_layer: tally.perplexity for exit_layer, tally in tallies.items()}
     best = best_draft_exit(evaluation, config, engine.draft_vocab_size)
     found = exit_warnings(evaluation, config.vocab_size, config.exit_norm, other)
     return replace(

@@ -24,11 +24,14 @@ def clean_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def parse_exits(text: str) -> list[int]:
-    """The layers of a list like 3,6,9, as given to --exits."""
+def parse_numbers(text: str, option: str) -> list[int]:
+    """The numbers of a list like 3,6,9, as given to `option`."""
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a list like 3,6,9", param_hint="--exits"
-        ) from None
+        raise typer.BadParameter(f"{text!r} is not a list like 3,6,9", param_hint=option) from None
+
+
+def parse_exits(text: str) -> list[int]:
+    """The layers of a list like 3,6,9, as given to --exits."""
+    return parse_numbers(text, "--exits")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from engine.evaluation.credibility import exit_warnings
-from engine.evaluation.report import EvaluationReport, ExitScore
+from engine.evaluation.scores import ExitScore, ModelScores
 
 VOCAB_SIZE = 100
 OTHER = {2: 40.0, 4: 40.0, 6: 10.0}
 
 
-def report(early: float = 12.0, full: float = 10.0, agreement: float = 0.7) -> EvaluationReport:
+def report(early: float = 12.0, full: float = 10.0, agreement: float = 0.7) -> ModelScores:
     exits = (
         ExitScore(2, 15.0, 1.0, 0.6, 0.1, None, None),
         ExitScore(4, early, 1.0, agreement, 0.1, None, None),
         ExitScore(6, full, 1.0, 1.0, 0.1, None, None),
     )
-    return EvaluationReport(1, 100, 400, 0, 4, exits)
+    return ModelScores(1, 100, 400, 0, 4, exits)
 
 
 def test_a_credible_model_raises_no_doubt() -> None:

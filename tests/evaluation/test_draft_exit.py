@@ -9,16 +9,16 @@ import pytest
 
 from engine.errors import CheckpointError
 from engine.evaluation.draft_exit import best_draft_exit, save_draft_exit
-from engine.evaluation.report import EvaluationReport, ExitScore
+from engine.evaluation.scores import ExitScore, ModelScores
 from support.memory_checkpoint import tiny_config
 
 MODEL = tiny_config(num_layers=12, vocab_size=100)
 
 
-def report(**lengths: float | None) -> EvaluationReport:
+def report(**lengths: float | None) -> ModelScores:
     """A report of exits eN whose rounds of 4 drafts bring so many tokens."""
     exits = [ExitScore(int(name[1:]), 9.0, 1.0, 0.5, 0.0, 0.5, n) for name, n in lengths.items()]
-    return EvaluationReport(1, 100, 400, 64, 4, tuple(exits))
+    return ModelScores(1, 100, 400, 64, 4, tuple(exits))
 
 
 def test_a_shallow_exit_wins_if_its_drafts_stand_as_often() -> None:

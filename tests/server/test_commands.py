@@ -1,9 +1,7 @@
-"""`bitskip pack`, `export` and `eval`, run as commands on tiny models; and what help says."""
+"""`bitskip pack`, `export` and `draft-vocab` run on tiny models; and what help says."""
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import sys
 from collections import Counter
@@ -14,16 +12,13 @@ from typer.testing import CliRunner, Result
 
 from engine.build import load_model
 from engine.checkpoint.loader import load_checkpoint
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig
 from engine.documents import read_documents
 from server.cli import app
 from support.checkpoints import tiny_config, write_checkpoint
 from support.gguf_files import GGUFFile, block_config
 from support.served_process import NUM_LAYERS, write_model
 from support.tokenizers import write_tokenizer
-
-ONE_THREAD = ("--threads", "1")
-"""For a model this small, threads that wait for each other cost more than they save."""
 
 
 def run(*arguments: str | Path) -> Result:
@@ -131,55 +126,6 @@ def test_export_says_what_to_install(
     assert message.endswith("gguf is not installed: pip install 'bitskip-server[export]'")
 
 
-def test_eval_as_json(packed: Path, stories: Path) -> None:
-    arguments = ("--data", stories, "--exits", "2,4", "--num-prompts", "1", "--json")
-    done = run("eval", packed, *ONE_THREAD, *arguments)
-    assert done.exit_code == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["num_documents"] == 3 and report["num_tokens"] > 60
-    assert report["num_speculations"] == 4 and report["num_generated_tokens"] > 0
-    assert [score["exit_layer"] for score in report["exits"]] == [2, 4, NUM_LAYERS]
-    for score in report["exits"]:
-        assert math.isfinite(score["perplexity"]) and score["perplexity"] > 1
-        # The same likelihood, per token and per byte.
-        per_byte = math.log2(score["perplexity"]) * report["num_tokens"] / report["num_bytes"]
-        assert score["bits_per_byte"] == pytest.approx(per_byte)
-    *early, full = report["exits"]
-    assert full["agreement"] == 1 and full["draft_acceptance_rate"] is None
-    for score in early:
-        assert 0 < score["agreement"] < 1
-        assert 0 < score["draft_acceptance_rate"] <= 1
-        assert 1 < score["mean_acceptance_length"] <= 5
-
-
-def test_eval_as_a_table(packed: Path, stories: Path) -> None:
-    done = run("eval", packed, *ONE_THREAD, "--data", stories, "--num-prompts", "1")
-    assert done.exit_code == 0, done.stderr
-    for word in ("perplexity", "agreement", "acceptance", "3 documents"):
-        assert word in done.stdout
-    rows = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")]
-    assert rows == ["1", "3", "4", "6"]
-
-
-def test_eval_keeps_the_best_draft_exit(packed: Path, stories: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(packed, model)
-    before = json.loads((model / "config.json").read_text())
-    arguments = ("--data", stories, "--num-prompts", "1", "--exits", "2,4", "--save-draft-exit")
-    done = run("eval", model, *ONE_THREAD, *arguments)
-    assert done.exit_code == 0, done.stderr
-    after = json.loads((model / "config.json").read_text())
-    chosen = after.pop("draft_exit_layer")
-    assert after == before and chosen in (2, 4)
-    assert f"best draft exit: {chosen}" in done.stdout
-    config = ModelConfig.from_directory(model)
-    assert EngineConfig().resolve(config).draft_exit_layer == chosen
-    assert EngineConfig(draft_exit_layer=1).resolve(config).draft_exit_layer == 1
-    assert sorted(file.name for file in model.iterdir()) == sorted(
-        file.name for file in packed.iterdir()
-    )
-
-
 def test_draft_vocab_keeps_which_tokens_are_frequent(
     packed: Path, stories: Path, tmp_path: Path
 ) -> None:
@@ -201,18 +147,8 @@ def test_draft_vocab_keeps_which_tokens_are_frequent(
     assert "cannot be read" in refusal("draft-vocab", model, "--data", tmp_path / "none.txt")
 
 
-def test_eval_refuses_what_it_cannot_do(packed: Path, stories: Path, tmp_path: Path) -> None:
-    assert "exit 7" in refusal("eval", packed, "--data", stories, "--exits", "3,7")
-    assert "--exits" in refusal("eval", packed, "--data", stories, "--exits", "3;6", code=2)
-    assert "--data" in refusal("eval", packed, code=2)
-    missing = tmp_path / "missing.txt"
-    assert str(missing) in refusal("eval", packed, "--data", missing)
-    missing.write_text("\n<|endoftext|>\n")
-    assert "holds no text" in refusal("eval", packed, "--data", missing)
-
-
 @pytest.mark.parametrize(
-    "command", ["serve", "pack", "export", "inspect", "train", "eval", "draft-vocab"]
+    "command", ["serve", "pack", "export", "inspect", "train", "eval", "report", "draft-vocab"]
 )
 def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
     result = run(command, "--help")
@@ -224,5 +160,5 @@ def test_help_is_whole_on_a_narrow_terminal(command: str) -> None:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert "..." not in result.output.partition("Commands:")[2]
-    for command in ("serve", "pack", "export", "inspect", "train", "eval"):
+    for command in ("serve", "pack", "export", "inspect", "train", "eval", "report"):
         assert f"\n  {command} " in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -72,33 +73,13 @@ def test_training_refuses_with_a_reason(
     assert message in " ".join(result.output.replace("│", " ").split())
 
 
-def test_evaluation_prints_a_row_for_every_exit(run: Path) -> None:
-    result = bitskip("eval", run / "model", "--data", run / "heldout.txt", "--exits", "1,2")
+def test_what_was_trained_can_be_evaluated(run: Path) -> None:
+    arguments = ("--data", run / "heldout.txt", "--exits", "1,2", "--quick", "--threads", "1")
+    result = bitskip("eval", run / "model", *arguments)
     assert result.exit_code == 0, result.output
-    rows = [
-        [cell.strip() for cell in line.strip("│").split("│")]
-        for line in result.stdout.splitlines()
-        if line.startswith("│")
-    ]
+    lines = result.stdout.partition("speed-up")[0].splitlines()
+    rows = [line.split() for line in lines if re.match(r" *\d+ +\d+\.\d\d ", line)]
     assert [row[0] for row in rows] == ["1", "2", "4"]
-    assert rows[-1][3:] == ["100.0%", "", ""]
+    assert rows[-1][2] == "100.0%" and len(rows[-1]) == len(rows[0]) - 2
     assert all(float(row[1]) > 1.0 for row in rows)
-    assert all(row[4].endswith("%") and float(row[5]) >= 1.0 for row in rows[:-1])
-
-
-def test_evaluation_prints_json(run: Path) -> None:
-    arguments = ("--json", "--max-documents", "2", "--num-speculations", "2")
-    result = bitskip("eval", run / "model", "--data", run / "heldout.txt", *arguments)
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
-    assert [score["exit_layer"] for score in report["exits"]] == [1, 2, 3, 4]
-    assert (report["num_documents"], report["num_speculations"]) == (2, 2)
-
-
-@pytest.mark.parametrize(
-    ("exits", "message"), [("5", "exit 5 does not lie in 1..4"), ("x", "is not a list like")]
-)
-def test_evaluation_refuses_exits(run: Path, exits: str, message: str) -> None:
-    result = bitskip("eval", run / "model", "--data", run / "heldout.txt", "--exits", exits)
-    assert result.exit_code != 0
-    assert message in " ".join(result.output.replace("│", " ").split())
+    assert all(row[3].endswith("%") and float(row[4]) >= 1.0 for row in rows[:-1])

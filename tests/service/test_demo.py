@@ -12,7 +12,7 @@ from engine.build import LoadedModel, demo_model_path, load_model
 from engine.checkpoint.loader import load_checkpoint
 from engine.config import EngineConfig
 from engine.documents import read_documents
-from engine.evaluation.report import evaluate
+from engine.evaluation.scores import score_model
 from support.served_process import ServedProcess, serving
 from support.sse import joined_text, parse_events
 
@@ -101,7 +101,7 @@ def test_the_demo_is_packed() -> None:
 def test_deeper_exits_read_better(loaded: LoadedModel) -> None:
     documents = read_documents(HELDOUT)[:6]
     assert len(documents) == 6
-    report = evaluate(loaded, documents, exits=(3, 6, 9, 12), num_prompts=2, num_new_tokens=16)
+    report = score_model(loaded, documents, exits=(3, 6, 9, 12), num_prompts=2, num_new_tokens=16)
     assert [score.exit_layer for score in report.exits] == [3, 6, 9, 12]
     perplexities = [score.perplexity for score in report.exits]
     assert perplexities == sorted(perplexities, reverse=True)

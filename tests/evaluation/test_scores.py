@@ -12,7 +12,7 @@ import pytest
 
 from engine.build import LoadedModel
 from engine.errors import ConfigError
-from engine.evaluation.report import EvaluationReport, evaluate
+from engine.evaluation.scores import ModelScores, score_model
 from engine.tokenizer import Tokenizer
 from support.fake_backend import FakeBackend, fake_config
 from support.oracle import logits_from_scratch
@@ -59,14 +59,14 @@ def obvious_perplexity(loaded: LoadedModel, depth: int) -> tuple[float, int]:
     return math.exp(sum(losses) / len(losses)), len(losses)
 
 
-def by_exit(report: EvaluationReport) -> dict[int, Any]:
+def by_exit(report: ModelScores) -> dict[int, Any]:
     return {score.exit_layer: score for score in report.exits}
 
 
 @pytest.mark.parametrize("context", [17, 32, 256])
 def test_every_token_is_predicted_once_from_its_window(tokenizer: Tokenizer, context: int) -> None:
     loaded = model(tokenizer, context)
-    report = evaluate(loaded, DOCUMENTS, exits=(2,), num_prompts=1, num_new_tokens=2)
+    report = score_model(loaded, DOCUMENTS, exits=(2,), num_prompts=1, num_new_tokens=2)
     num_bytes = sum(len(document.encode()) for document in DOCUMENTS)
     for depth, score in by_exit(report).items():
         perplexity, num_tokens = obvious_perplexity(loaded, depth)
@@ -79,7 +79,7 @@ def test_every_token_is_predicted_once_from_its_window(tokenizer: Tokenizer, con
 
 def test_fields_of_a_report(tokenizer: Tokenizer) -> None:
     loaded = model(tokenizer, logit_bias=NO_EOS)
-    report = evaluate(
+    report = score_model(
         loaded, DOCUMENTS, exits=(4, 2), num_prompts=2, num_new_tokens=21, num_speculations=3
     )
     scores = by_exit(report)
@@ -103,7 +103,7 @@ def test_drafts_that_agree_are_all_accepted(tokenizer: Tokenizer, num_speculatio
     loaded = model(tokenizer, agreement=1.0, logit_bias=NO_EOS)
     # One token comes from the prompt; the rest fills whole rounds.
     num_new_tokens = 1 + 6 * (num_speculations + 1)
-    report = evaluate(
+    report = score_model(
         loaded, DOCUMENTS, num_speculations=num_speculations, num_new_tokens=num_new_tokens
     )
     scores = by_exit(report)
@@ -116,7 +116,7 @@ def test_drafts_that_agree_are_all_accepted(tokenizer: Tokenizer, num_speculatio
 
 def test_drafts_that_never_agree_are_all_rejected(tokenizer: Tokenizer) -> None:
     loaded = model(tokenizer, agreement=0.0, logit_bias=NO_EOS)
-    score = by_exit(evaluate(loaded, DOCUMENTS, exits=(3,), num_new_tokens=30))[3]
+    score = by_exit(score_model(loaded, DOCUMENTS, exits=(3,), num_new_tokens=30))[3]
     assert score.draft_acceptance_rate < 0.15
     assert score.mean_acceptance_length == pytest.approx(1.0, abs=0.5)
 
@@ -124,25 +124,25 @@ def test_drafts_that_never_agree_are_all_rejected(tokenizer: Tokenizer) -> None:
 def test_nothing_drafted_is_no_figure(tokenizer: Tokenizer) -> None:
     # Every answer is the end of text at once: there is no round to draft in.
     loaded = model(tokenizer, logit_bias={END: 200.0})
-    score = by_exit(evaluate(loaded, DOCUMENTS, exits=(3,)))[3]
+    score = by_exit(score_model(loaded, DOCUMENTS, exits=(3,)))[3]
     assert score.draft_acceptance_rate is score.mean_acceptance_length is None
 
 
 def test_a_short_context_limits_what_is_drafted(tokenizer: Tokenizer) -> None:
-    report = evaluate(model(tokenizer, 32, logit_bias=NO_EOS), DOCUMENTS[:1], exits=(3,))
+    report = score_model(model(tokenizer, 32, logit_bias=NO_EOS), DOCUMENTS[:1], exits=(3,))
     assert report.num_generated_tokens == 16
 
 
 @pytest.mark.parametrize("exits", [(0,), (7,), (2, -1)])
 def test_refuses_exits_that_the_model_lacks(tokenizer: Tokenizer, exits: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"does not lie in 1\.\.6"):
-        evaluate(model(tokenizer), DOCUMENTS, exits=exits)
+        score_model(model(tokenizer), DOCUMENTS, exits=exits)
 
 
 def test_refuses_to_evaluate_on_nothing(tokenizer: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="no document"):
-        evaluate(model(tokenizer), [])
+        score_model(model(tokenizer), [])
     config = fake_config(vocab_size=VOCAB_SIZE)
     without_eos = LoadedModel(config, tokenizer, FakeBackend(config))
     with pytest.raises(ConfigError, match="no token to predict"):
-        evaluate(without_eos, ["x"])
+        score_model(without_eos, ["x"])
