@@ -45,6 +45,8 @@ FAR_SHARE = 0.001
 """and for rounds with more drafts than seem best."""
 PLAN_ROUNDS = 4
 """Rounds that a plan serves while the same sequences go on: planning takes time as well."""
+IDLE_PLAN_ROUNDS = 16
+"""The same for a plan without drafts, from which little is learned meanwhile."""
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
 LAST_WAIT = 64
@@ -255,7 +257,7 @@ class DraftController:
             if choice.num_drafts
         }
         self._num_served += 1
-        if self._num_served == PLAN_ROUNDS:
+        if self._num_served >= (PLAN_ROUNDS if members else IDLE_PLAN_ROUNDS):
             self._plan = None
         return DraftRound(plan.choices, members, self._sources, plan.estimate.copy(), plan.ratio)
 
