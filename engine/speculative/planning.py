@@ -17,6 +17,10 @@ LOOK_AHEAD = 2
 """Passes that may fail to pay before no more are considered: a row's price may come in steps."""
 
 
+FAVOUR = 0.04
+"""What another course must bring beyond the planned one, as a share of a token per sequence."""
+
+
 @dataclass(slots=True)
 class Candidate:
     """A sequence that decodes, as its drafts are chosen."""
@@ -229,23 +233,29 @@ def worthwhile(
 ) -> list[Member]:
     """Those of `free` for whom one more draft brings more than its time is worth at `ratio`.
 
-    `fixed` draft on in any case; `estimate` holds the rows so far.
+    `fixed` draft on in any case; `estimate` holds the rows so far. Those for whom a draft is
+    planned are favoured: the greatest of several estimates is often the luckiest.
     """
-    free = sorted(free, key=lambda member: -member.reach * member.acceptance)
     now_s = estimate.final_s()
-    best_value, best_size, gain, row_layers = 0.0, 0, 0.0, 0
-    for size in sizes(len(free)):
-        group = free[:size]
-        gain = sum(member.reach * member.acceptance for member in group)
-        row_layers = sum(member.row_layers for member in group)
+
+    def value(group: Sequence[Member]) -> float:
+        """In tokens."""
+        if not group:
+            return 0.0
+        gain = sum([member.reach * member.acceptance for member in group])
+        size, row_layers = len(group), sum([member.row_layers for member in group])
         # Rows come cheaper by the pair where kernels work on pairs.
         one_s = estimate.final_s(row_layers, size) - now_s
         two_s = estimate.final_s(2 * row_layers, 2 * size) - now_s
-        cost_s = estimate.pass_s(fixed, group) + max(0.0, min(one_s, two_s / 2))
-        value = gain - ratio * cost_s
-        if value > best_value:
-            best_value, best_size = value, size
-    return free[:best_size]
+        return gain - ratio * (estimate.pass_s(fixed, group) + max(0.0, min(one_s, two_s / 2)))
+
+    best = [member for member in free if len(member.confidences) < member.num_drafts]
+    best_value = value(best) + FAVOUR * estimate.tokens
+    free = sorted(free, key=lambda member: -member.reach * member.acceptance)
+    for size in (0, *sizes(len(free))):
+        if (other := value(free[:size])) > best_value:
+            best, best_value = free[:size], other
+    return best
 
 
 def value_alone(member: Member, estimate: Estimate, ratio: float, num_sharing: int) -> float:
