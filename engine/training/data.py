@@ -33,7 +33,7 @@ MIN_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 1 << 16
 """Of a new tokenizer."""
 
-Stream = NDArray[np.uint16] | NDArray[np.uint32]
+Stream = NDArray[np.unsignedinteger[Any]]
 """Token ids, two bytes each where the vocabulary allows."""
 
 _WORD = re.compile(r"[a-z']+")

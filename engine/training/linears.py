@@ -106,7 +106,7 @@ def project(
 
     They are one product, taken in `dtype`.
     """
-    weights = [linear.weight for linear in linears]
+    weights: list[Tensor] = [linear.weight for linear in linears]
     if config.is_dense:
         y_NM = F.linear(x_NK.to(dtype), torch.cat(weights).to(dtype)).float()
     else:
