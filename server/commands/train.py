@@ -20,19 +20,23 @@ from rich.progress import (
 from engine.backends.registry import has_torch
 from engine.checkpoint.loader import load_checkpoint
 from engine.errors import ConfigError
-from engine.training.recipe import (
+from server.commands import clean_errors, parse_exits
+from server.commands.train_comparison import compare_exits
+from server.commands.train_model import (
+    START_PANEL,
     ExitSchedule,
     LayerDropout,
+    ModelShape,
     OptimizerName,
     Precision,
     RateSchedule,
-    TrainingConfig,
+    Variant,
+    new_model,
+    started_model,
 )
-from server.commands import clean_errors, parse_exits
-from server.commands.train_comparison import compare_exits
-from server.commands.train_model import START_PANEL, ModelShape, Variant, new_model, started_model
 
 if TYPE_CHECKING:
+    from engine.training.recipe import TrainingConfig
     from engine.training.trainer import Report
 
 _EXITS, _STEPS, _LENGTH = "Exits and layer dropout", "Steps", "Length of the run"
@@ -206,6 +210,7 @@ def train(
     with clean_errors():
         if not has_torch():
             raise ConfigError("training needs torch: pip install 'bitskip-server[torch]'")
+        from engine.training.recipe import TrainingConfig
         from engine.training.trainer import train as run
 
         checkpoint = None if start is None else load_checkpoint(start)

@@ -10,6 +10,12 @@ from engine.config import ModelConfig
 from engine.errors import ConfigError
 
 Variant = Literal["v1", "v2", "v3", "dense"]
+# As in engine.training.recipe, which is not imported before it is needed.
+ExitSchedule = Literal["all", "rotating", "gradual"]
+LayerDropout = Literal["card", "exponential", "none"]
+RateSchedule = Literal["cosine", "wsd"]
+OptimizerName = Literal["adamw", "muon"]
+Precision = Literal["float32", "bfloat16"]
 
 START_PANEL = "Model, unless it goes --from a checkpoint"
 
