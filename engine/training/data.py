@@ -192,6 +192,8 @@ def prepare_data(
         tokenizer = train_tokenizer(training, vocab_size)
     else:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     stream = encode_stream(tokenizer, training, end_token_id)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))

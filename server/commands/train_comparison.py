@@ -21,10 +21,11 @@ def compare_exits(before: Path, after: Path, data: Path, exits: Sequence[int]) -
     table = Table(title="held-out documents, before → after training")
     for column in ("exit", "perplexity", "agreement", "draft acceptance", "tokens/round"):
         table.add_column(column, justify="right")
-    old, new = (
-        evaluate(load_model(path, EngineConfig()), documents, exits=exits)
-        for path in (before, after)
-    )
+    with Console(stderr=True).status("measuring the exits before and after"):
+        old, new = (
+            evaluate(load_model(path, EngineConfig()), documents, exits=exits)
+            for path in (before, after)
+        )
     for was, now in zip(old.exits, new.exits, strict=True):
         table.add_row(
             str(now.exit_layer),
