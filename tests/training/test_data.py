@@ -228,11 +228,11 @@ def test_a_given_tokenizer_is_used_and_copied(tmp_path: Path, stories: Path) -> 
     given.enable_padding(length=64, pad_id=0)
     given.save(str(tmp_path / "given.json"))
     out = tmp_path / "run"
-    prepare_data(out, [DataSource(stories)], 280, 5, 0, tmp_path / "given.json", end_token_id=77)
+    prepare_data(out, [DataSource(stories)], 280, 5, 0, tmp_path / "given.json", end_token_id=200)
     copied = Tokenizer.from_file(str(out / "tokenizer.json"))
     assert copied.get_vocab() == given.get_vocab()
     stream, documents = np.load(out / "stream.npy"), read_documents(stories)
-    first = stream[: np.flatnonzero(stream == 77)[0]]
+    first = stream[: np.flatnonzero(stream == 200)[0]]
     assert len(first) > 5, "not cut short"
     assert copied.decode(first.tolist()) in documents
     (tmp_path / "other.json").write_bytes((tmp_path / "given.json").read_bytes())
