@@ -42,7 +42,13 @@ _POSITIVE = (
     "max_tokens",
     "max_minutes",
 )
-_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "exit_loss_weight", "layer_dropout_sum")
+_NOT_NEGATIVE = (
+    "warmup_steps",
+    "weight_decay",
+    "exit_loss_weight",
+    "layer_dropout_sum",
+    "skip_tokens",
+)
 _SHARES = ("short_fraction", "final_learning_rate_share", "decay_share", "distill_weight")
 _CHOICES = {
     "exit_schedule": ExitSchedule,
@@ -96,6 +102,8 @@ class TrainingConfig:
     (LayerSkip's choice for training from scratch)."""
     precision: Precision = "float32"
     """Of matrix products' inputs. Weights, sums and everything else are float32."""
+    skip_tokens: int = 0
+    """Where in the data the run begins: behind what an earlier run on it has read."""
     seed: int = 0
     max_steps: int | None = None
     max_tokens: int | None = None

@@ -121,7 +121,8 @@ def _train_step(
     started = clock()
     context = step_context(config, progress)
     num_sequences = config.batch_tokens // context
-    window = window_batch(stream, position.num_tokens, num_sequences, context)
+    offset = config.skip_tokens + position.num_tokens
+    window = window_batch(stream, offset, num_sequences, context)
     batch_BT = torch.from_numpy(window)
     targets_N = batch_BT[:, 1:].reshape(-1)
     depth = config.model.num_layers

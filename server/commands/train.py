@@ -55,6 +55,10 @@ def train(
     heldout: Annotated[
         int, typer.Option(min=1, help="Documents of the first file kept out of training.")
     ] = 150,
+    skip_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Begin so far into the data: where an earlier run on it ended."),
+    ] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     start: Annotated[
         Path | None,
@@ -236,6 +240,7 @@ def train(
             layer_dropout_max=layer_dropout_max,
             layer_dropout_grows=start is None,
             precision=precision,
+            skip_tokens=skip_tokens,
             seed=seed,
             max_steps=steps,
             max_tokens=tokens,

@@ -192,6 +192,7 @@ def test_context_grows_after_the_short_part() -> None:
         ({"warmup_steps": -1}, "warmup_steps must not be negative"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative"),
         ({"exit_loss_weight": -0.1}, "exit_loss_weight must not be negative"),
+        ({"skip_tokens": -1}, "skip_tokens must not be negative"),
         ({"layer_dropout_sum": -0.1}, "layer_dropout_sum must not be negative"),
         ({"short_fraction": 1.1}, "short_fraction must lie in 0..1"),
         ({"final_learning_rate_share": -0.1}, "final_learning_rate_share must lie in 0..1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -206,6 +207,16 @@ def test_a_run_can_be_measured_in_tokens(out: Path, finished: Path) -> None:
     train(config(max_steps=None, max_tokens=256 * NUM_STEPS), out, clock=ticking())
     expected, actual = saved_tensors(finished), saved_tensors(out)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_a_run_can_begin_within_the_data(tmp_path: Path, out: Path) -> None:
+    rolled = tmp_path / "rolled"
+    shutil.copytree(out, rolled)
+    np.save(rolled / "stream.npy", np.roll(np.load(out / "stream.npy"), -1000))
+    train(config(max_steps=3, skip_tokens=1000), out, clock=ticking())
+    train(config(max_steps=3), rolled, clock=ticking())
+    losses = [[entry["loss"] for entry in read_log(path)] for path in (out, rolled)]
+    assert losses[0] == losses[1]
 
 
 def test_a_constant_rate_can_be_let_fall_at_any_time(out: Path) -> None:
