@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from engine.config import ModelConfig
 from server.cli import app
 
 SHAPE = shlex.split(
@@ -86,11 +88,21 @@ def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("start", ["model", "packed"])
+@pytest.fixture(scope="module")
+def dense(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model whose exits were not trained."""
+    path = tmp_path_factory.mktemp("dense")
+    options = ("--variant", "dense", "--exit-loss-weight", "0", "--layer-dropout", "none")
+    result = bitskip("train", path, "--data", text, "--steps", "3", *options, *SHAPE)
+    assert result.exit_code == 0, result.output
+    return path / "model"
+
+
+@pytest.mark.parametrize("start", ["latent", "packed", "dense"])
 def test_training_goes_on_from_a_checkpoint_and_compares(
-    run: Path, packed: Path, text: Path, tmp_path: Path, start: str
+    request: pytest.FixtureRequest, run: Path, text: Path, tmp_path: Path, start: str
 ) -> None:
-    checkpoint = packed if start == "packed" else run / "model"
+    checkpoint = run / "model" if start == "latent" else request.getfixturevalue(start)
     result = bitskip(
         "train", tmp_path, "--from", checkpoint, "--data", text, "--heldout", "6", "--steps", "3",
         "--batch-tokens", "128", "--exits", "1,2", "--distill", "0.5",
@@ -102,10 +114,8 @@ def test_training_goes_on_from_a_checkpoint_and_compares(
     assert all(row[1].count("→") == row[2].count("→") == 1 for row in rows)
     assert [row[3].count("→") for row in rows] == [1, 1, 0], "full depth drafts for nobody"
     assert (tmp_path / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
-    old, new = (
-        json.loads((path / "model" / "config.json").read_text("utf-8")) for path in (run, tmp_path)
-    )
-    assert new == old
+    old, new = (ModelConfig.from_directory(path) for path in (checkpoint, tmp_path / "model"))
+    assert new == replace(old, weights="dense" if start == "dense" else "latent")
 
 
 @pytest.mark.parametrize(
