@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,10 @@ logger = logging.getLogger(__name__)
 MIN_VOCAB_SIZE = 257
 """256 bytes and the end of text."""
 MAX_VOCAB_SIZE = 1 << 16
-"""Token streams are stored as uint16."""
+"""Of a new tokenizer."""
+
+Stream = NDArray[np.unsignedinteger[Any]]
+"""Token ids, two bytes each where the vocabulary allows."""
 
 _WORD = re.compile(r"[a-z']+")
 
@@ -125,22 +129,27 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> NDArray[np.uint16]:
-    """All documents as one token stream, each followed by the end-of-text token."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
+def encode_stream(
+    tokenizer: Tokenizer, documents: Sequence[str], end_token_id: int | None = None
+) -> Stream:
+    """All documents as one token stream, each followed by the end-of-text token.
+
+    Raises `ConfigError` where the latter is not given and the tokenizer has no `<|endoftext|>`.
+    """
+    end = tokenizer.token_to_id(END_OF_TEXT) if end_token_id is None else end_token_id
     if end is None:
         raise ConfigError(f"the tokenizer has no {END_OF_TEXT}")
-    ids = array("H")
+    wide = tokenizer.get_vocab_size() > 1 << 16
+    ids = array("I" if wide else "H")
     for start in range(0, len(documents), 1024):
-        for encoding in tokenizer.encode_batch(list(documents[start : start + 1024])):
+        part = list(documents[start : start + 1024])
+        for encoding in tokenizer.encode_batch(part, add_special_tokens=False):
             ids.extend(encoding.ids)
             ids.append(end)
-    return np.asarray(ids, dtype=np.uint16)
+    return np.asarray(ids, dtype=np.uint32 if wide else np.uint16)
 
 
-def window_batch(
-    stream: NDArray[np.uint16], offset: int, batch_size: int, context: int
-) -> NDArray[np.int64]:
+def window_batch(stream: Stream, offset: int, batch_size: int, context: int) -> NDArray[np.int64]:
     """`batch_size` × (`context` + 1) tokens from `offset` on; the stream wraps around."""
     starts = offset + context * np.arange(batch_size)
     index = (starts[:, None] + np.arange(context + 1)) % len(stream)
@@ -148,19 +157,28 @@ def window_batch(
 
 
 def prepare_data(
-    out: Path, sources: Sequence[DataSource], vocab_size: int, num_heldout: int, seed: int
+    out: Path,
+    sources: Sequence[DataSource],
+    vocab_size: int,
+    num_heldout: int,
+    seed: int,
+    tokenizer_file: Path | None = None,
+    end_token_id: int | None = None,
 ) -> None:
     """Write a run's data files into `out`, unless they are there.
 
-    A run that resumes need not name its sources. Raises `ConfigError` when a new run has none,
-    or when those that are named are not what the run's data was made from.
+    A tokenizer of `vocab_size` tokens is trained, or a given one copied, whose end-of-text token
+    may be given too. A run that resumes need not name its sources. Raises `ConfigError` when a
+    new run has none, or when those that are named are not what the run's data was made from.
     """
-    wanted = {
+    wanted: dict[str, Any] = {
         "sources": [[str(s.path), s.repeats, s.min_easy_share] for s in sources],
         "vocab_size": vocab_size,
         "num_heldout": num_heldout,
         "seed": seed,
     }
+    if tokenizer_file is not None:
+        wanted["tokenizer"] = str(tokenizer_file)
     description = out / "data.json"
     if description.exists():
         found = json.loads(description.read_text(encoding="utf-8"))
@@ -170,14 +188,19 @@ def prepare_data(
     if not sources:
         raise ConfigError("a new run needs data")
     training, heldout = load_sources(sources, num_heldout, seed)
-    tokenizer = train_tokenizer(training, vocab_size)
-    stream = encode_stream(tokenizer, training)
+    if tokenizer_file is None:
+        tokenizer = train_tokenizer(training, vocab_size)
+    else:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    stream = encode_stream(tokenizer, training, end_token_id)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
     (out / "heldout.txt").write_text(
         "".join(f"{document}\n{END_OF_TEXT}\n" for document in heldout), encoding="utf-8"
     )
-    np.save(out / "heldout.npy", encode_stream(tokenizer, heldout))
+    np.save(out / "heldout.npy", encode_stream(tokenizer, heldout, end_token_id))
     np.save(out / "stream.npy", stream)
     # Last, and at once: its presence says that the others are complete.
     partial = description.with_suffix(".partial")

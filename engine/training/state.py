@@ -13,11 +13,12 @@ import torch
 
 from engine.errors import ConfigError
 from engine.training.modules import TrainableDecoder
+from engine.training.optimizers import Optimizers
 from engine.training.recipe import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-_MAY_CHANGE = ("max_steps", "max_minutes", "compile")
+_MAY_CHANGE = ("max_steps", "max_tokens", "max_minutes", "decay_share", "compile")
 """What a resumed run may do otherwise: it may become longer or shorter, and be compiled."""
 
 
@@ -34,6 +35,8 @@ class Position:
         """0 at the start of the run, 1 or more at its end."""
         if config.max_steps is not None:
             return self.step / config.max_steps
+        if config.max_tokens is not None:
+            return self.num_tokens / config.max_tokens
         assert config.max_minutes is not None
         return self.elapsed_s / (60.0 * config.max_minutes)
 
@@ -41,7 +44,7 @@ class Position:
 def save_state(
     path: Path,
     model: TrainableDecoder,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     position: Position,
     config: TrainingConfig,
 ) -> None:
@@ -51,7 +54,7 @@ def save_state(
     """
     state = {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": optimizers.state_dict(),
         "recipe": _recipe(config),
         **asdict(position),
     }
@@ -61,7 +64,7 @@ def save_state(
 
 
 def load_state(
-    path: Path, model: TrainableDecoder, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    path: Path, model: TrainableDecoder, optimizers: Optimizers, config: TrainingConfig
 ) -> Position:
     """Put a saved state into model and optimiser; the start of a run when there is no file.
 
@@ -72,7 +75,7 @@ def load_state(
     state = torch.load(path, weights_only=True)
     _compare_recipes(path, state.get("recipe", {}), _recipe(config))
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    optimizers.load_state_dict(state["optimizers"])
     logger.info("resuming at step %d", state["step"])
     return Position(state["step"], state["num_tokens"], state["elapsed_s"])
 

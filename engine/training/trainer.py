@@ -12,18 +12,22 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.names import published_name
 from engine.errors import ConfigError
-from engine.training.data import window_batch
-from engine.training.modules import TrainableDecoder, parameter_groups
+from engine.training.data import Stream, window_batch
+from engine.training.initial import initial_model
+from engine.training.losses import HeadLoss, head_loss, step_losses
+from engine.training.modules import TrainableDecoder
+from engine.training.optimizers import Optimizers
 from engine.training.recipe import (
     TrainingConfig,
     learning_rate,
@@ -46,55 +50,53 @@ def train(
     config: TrainingConfig,
     out: Path,
     *,
+    start: Checkpoint | None = None,
     report: Report = lambda progress, entry: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Run, or resume, a training run in `out`, and export the model at its end.
 
-    `out` holds the data that `prepare_data` writes. `clock` gives seconds. In a run measured in
-    steps, the parameters do not depend on interruptions. Raises `ConfigError` when data or state
-    do not go with the configuration, and when the loss is no longer a number.
+    `out` holds the data that `prepare_data` writes; a checkpoint to `start` from has the
+    configuration's shape. `clock` gives seconds. Unless a run is measured in minutes, the
+    parameters do not depend on interruptions. Raises `ConfigError` when data or state do not go
+    with the configuration, and when the loss is no longer a number.
     """
     tokenizer_file = out / "tokenizer.json"
-    stream: NDArray[np.uint16] = np.load(out / "stream.npy", mmap_mode="r")
-    heldout: NDArray[np.uint16] = np.load(out / "heldout.npy")
+    stream: Stream = np.load(out / "stream.npy", mmap_mode="r")
+    heldout: Stream = np.load(out / "heldout.npy")
     _check_data(config, tokenizer_file, stream)
-    # Only the initial weights are drawn from torch's generator, and the caller's is left alone.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = TrainableDecoder(config.model)
+    model = initial_model(config, start)
+    head: HeadLoss = head_loss
     if config.compile:
         for layer in model.layers:
             layer.compile(dynamic=False)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+        head = torch.compile(head_loss, dynamic=False)
+    optimizers = Optimizers(model, config)
     state_file, log_file = out / "state.pt", out / "log.jsonl"
-    position = load_state(state_file, model, optimizer, config)
+    position = load_state(state_file, model, optimizers, config)
     trim_log(log_file, position.step)
     last_save = clock()
     with log_file.open("a", encoding="utf-8") as log:
         while (progress := position.progress(config)) < 1.0:
-            entry = _train_step(model, optimizer, config, stream, position, progress, clock)
+            entry = _train_step(model, head, optimizers, config, stream, position, progress, clock)
             progress = position.progress(config)
             if position.step % _VALIDATE_EVERY_STEPS == 0 or progress >= 1.0:
-                entry["heldout"] = validate(model, heldout)
+                validation = validate(model, heldout)
+                entry |= {"heldout": validation.losses, "agreement": validation.agreements}
             log.write(json.dumps(entry) + "\n")
             log.flush()
             report(min(1.0, progress), entry)
             if clock() - last_save > _SAVE_EVERY_S:
-                save_state(state_file, model, optimizer, position, config)
+                save_state(state_file, model, optimizers, position, config)
                 last_save = clock()
-    save_state(state_file, model, optimizer, position, config)
+    save_state(state_file, model, optimizers, position, config)
     export_checkpoint(model, tokenizer_file, out / "model")
 
 
-def _check_data(config: TrainingConfig, tokenizer_file: Path, stream: NDArray[np.uint16]) -> None:
+def _check_data(config: TrainingConfig, tokenizer_file: Path, stream: Stream) -> None:
     vocab_size = Tokenizer.from_file(str(tokenizer_file)).get_vocab_size()
-    if vocab_size != config.model.vocab_size:
+    # Published models may have rows that no token uses.
+    if vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"{tokenizer_file} has {vocab_size} tokens, the model {config.model.vocab_size}"
         )
@@ -107,9 +109,10 @@ def _check_data(config: TrainingConfig, tokenizer_file: Path, stream: NDArray[np
 
 def _train_step(
     model: TrainableDecoder,
-    optimizer: torch.optim.Optimizer,
+    head: HeadLoss,
+    optimizers: Optimizers,
     config: TrainingConfig,
-    stream: NDArray[np.uint16],
+    stream: Stream,
     position: Position,
     progress: float,
     clock: Callable[[], float],
@@ -118,28 +121,24 @@ def _train_step(
     started = clock()
     context = step_context(config, progress)
     num_sequences = config.batch_tokens // context
-    window = window_batch(stream, position.num_tokens, num_sequences, context)
+    offset = config.skip_tokens + position.num_tokens
+    window = window_batch(stream, offset, num_sequences, context)
     batch_BT = torch.from_numpy(window)
     targets_N = batch_BT[:, 1:].reshape(-1)
     depth = config.model.num_layers
-    weights = step_exits(config, position.step)
-    dropped = step_dropped(config, position.step)
+    weights = step_exits(config, position.step, progress)
+    dropped = step_dropped(config, position.step, progress)
     rate = learning_rate(config, position.step, progress)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     outputs = model(batch_BT[:, :-1], {depth, *weights}, dropped)
-    loss = model.exit_loss(outputs[depth], targets_N, depth)
-    exit_losses = {e: model.exit_loss(outputs[e], targets_N, e) for e in weights}
-    early = torch.stack([weights[e] * exit_losses[e] for e in weights]).sum()
-    (loss + config.exit_loss_weight * early).backward()
+    losses = step_losses(model, config, outputs, targets_N, weights, head)
+    losses.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm).item()
     if not math.isfinite(norm):
         raise ConfigError(
             f"the gradients of step {position.step + 1} are not finite: "
             "a lower learning_rate may help"
         )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizers.step(rate)
     elapsed = clock() - started
     position.step += 1
     position.num_tokens += targets_N.numel()
@@ -148,9 +147,9 @@ def _train_step(
         "step": position.step,
         "num_tokens": position.num_tokens,
         "elapsed_s": round(position.elapsed_s, 2),
-        "loss": round(loss.item(), 4),
-        "exit_loss": round(early.item(), 4),
-        "exit_losses": {e: round(value.item(), 4) for e, value in exit_losses.items()},
+        "loss": round(losses.full.item(), 4),
+        "exit_loss": round(losses.early.item(), 4),
+        "exit_losses": {e: round(value.item(), 4) for e, value in losses.by_exit.items()},
         "context": context,
         "num_dropped": len(dropped),
         "learning_rate": rate,
@@ -159,9 +158,18 @@ def _train_step(
     }
 
 
+class Validation(NamedTuple):
+    """How a model does on held-out text, by exit layer."""
+
+    losses: dict[int, float]
+    """Mean next-token loss, in nats."""
+    agreements: dict[int, float]
+    """Share of positions where the exit's likeliest token is that of full depth."""
+
+
 @torch.no_grad()
-def validate(model: TrainableDecoder, heldout: NDArray[np.uint16]) -> dict[int, float]:
-    """Mean next-token loss, in nats, by exit layer, over the first held-out windows.
+def validate(model: TrainableDecoder, heldout: Stream) -> Validation:
+    """Score the first held-out windows at a quarter, half, three quarters and all of the depth.
 
     Held-out text of less than a window is scored in one shorter window; without any, the result
     is empty.
@@ -169,24 +177,33 @@ def validate(model: TrainableDecoder, heldout: NDArray[np.uint16]) -> dict[int, 
     depth = model.config.num_layers
     context = min(_VALIDATION_CONTEXT, model.config.max_position_embeddings, len(heldout) - 1)
     if context < 1:
-        return {}
-    exits = sorted({max(1, depth * share // 4) for share in (1, 2, 3, 4)})
+        return Validation({}, {})
+    exits = sorted({*model.config.suggested_exits, depth})
     num_windows = min(_NUM_VALIDATION_WINDOWS, (len(heldout) - 1) // context)
     batch_BT = torch.from_numpy(window_batch(heldout, 0, num_windows, context))
     outputs = model(batch_BT[:, :-1], exits)
     targets_N = batch_BT[:, 1:].reshape(-1)
-    return {e: round(model.exit_loss(outputs[e], targets_N, e).item(), 4) for e in exits}
+    final_N = model.logits(outputs[depth], depth).argmax(dim=-1)
+    result = Validation({}, {})
+    for exit_layer in exits:
+        logits_NV = model.logits(outputs[exit_layer], exit_layer)
+        loss = F.cross_entropy(logits_NV, targets_N).item()
+        agreement = (logits_NV.argmax(dim=-1) == final_N).double().mean().item()
+        result.losses[exit_layer] = round(loss, 4)
+        result.agreements[exit_layer] = round(agreement, 4)
+    return result
 
 
-def export_checkpoint(model: TrainableDecoder, tokenizer_file: Path, out: Path) -> None:
-    """Write a Hugging Face directory: latent float32 weights, config.json and tokenizer.json."""
+def export_checkpoint(model: TrainableDecoder, tokenizer_file: Path | None, out: Path) -> None:
+    """Write a Hugging Face directory: float32 weights, config.json, tokenizer.json if given."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {
         published_name(name): tensor.detach().contiguous()
         for name, tensor in model.state_dict().items()
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    config = json.dumps(replace(model.config, weights="latent").to_dict(), indent=2)
-    (out / "config.json").write_text(config + "\n", encoding="utf-8")
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    tokenizer.save(str(out / "tokenizer.json"))
+    config = model.config if model.config.is_dense else replace(model.config, weights="latent")
+    text = json.dumps(config.to_dict(), indent=2)
+    (out / "config.json").write_text(text + "\n", encoding="utf-8")
+    if tokenizer_file is not None:
+        Tokenizer.from_file(str(tokenizer_file)).save(str(out / "tokenizer.json"))

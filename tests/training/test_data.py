@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from engine.documents import END_OF_TEXT, read_documents
 from engine.errors import ConfigError
@@ -220,3 +220,28 @@ def test_a_new_run_needs_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs data"):
         prepare_data(tmp_path / "run", [], 290, 5, seed=0)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_given_tokenizer_is_used_and_copied(tmp_path: Path, stories: Path) -> None:
+    given = train_tokenizer(STORIES, 280)
+    given.enable_truncation(5)
+    given.enable_padding(length=64, pad_id=0)
+    given.save(str(tmp_path / "given.json"))
+    out = tmp_path / "run"
+    prepare_data(out, [DataSource(stories)], 280, 5, 0, tmp_path / "given.json", end_token_id=200)
+    copied = Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert copied.get_vocab() == given.get_vocab()
+    stream, documents = np.load(out / "stream.npy"), read_documents(stories)
+    first = stream[: np.flatnonzero(stream == 200)[0]]
+    assert len(first) > 5, "not cut short"
+    assert copied.decode(first.tolist()) in documents
+    (tmp_path / "other.json").write_bytes((tmp_path / "given.json").read_bytes())
+    with pytest.raises(ConfigError, match="other choices"):
+        prepare_data(out, [DataSource(stories)], 280, 5, 0, tmp_path / "other.json")
+
+
+def test_large_vocabularies_take_four_bytes() -> None:
+    words = {f"w{index}": index for index in range((1 << 16) + 2)}
+    large = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    stream = encode_stream(large, ["w65537", "w3"], end_token_id=65536)
+    assert stream.tolist() == [65537, 65536, 3, 65536]

@@ -10,7 +10,8 @@ import torch
 
 from engine.backends.reference import ReferenceBackend
 from engine.checkpoint.names import LINEARS, is_linear, linear_name
-from engine.training.modules import TrainableDecoder, ternarise
+from engine.training.linears import ternarise
+from engine.training.modules import TrainableDecoder
 from support.float_oracle import assert_same_model
 from support.memory_checkpoint import MemoryCheckpoint, MemoryTernary, tiny_config
 from support.sequences import sequence_logits
@@ -22,9 +23,9 @@ def served(model: TrainableDecoder) -> MemoryCheckpoint:
     linears: dict[tuple[int, str], MemoryTernary] = {}
     for layer in range(model.config.num_layers):
         for linear in LINEARS:
-            ternary = ternarise(state[linear_name(layer, linear)])
+            trits, scale = ternarise(state[linear_name(layer, linear)])
             linears[layer, linear] = MemoryTernary(
-                ternary.sign().to(torch.int8).numpy(), np.float32(ternary.abs().max().item())
+                trits.to(torch.int8).numpy(), np.float32(scale.item())
             )
     tensors = {name: tensor.numpy() for name, tensor in state.items() if not is_linear(name)}
     return MemoryCheckpoint.of(model.config, linears, tensors)
