@@ -17,7 +17,7 @@ LOOK_AHEAD = 2
 """Passes that may fail to pay before no more are considered: a row's price may come in steps."""
 
 
-FAVOUR = 0.04
+FAVOUR = 0.02
 """What another course must bring beyond the planned one, as a share of a token per sequence."""
 
 
