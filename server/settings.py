@@ -127,7 +127,7 @@ class ServerSettings(BaseSettings):
     )
     kv_dtype: Literal["auto", "fp32", "fp16", "int8"] = _option(
         MODEL,
-        "What K/V is cached in: fp16 or int8, on the reference backend fp32 or fp16.",
+        "What K/V is cached in: fp16, fp32 or, on the cpu backend, int8; auto: fp16 if native.",
         "auto",
         metavar="DTYPE",
     )

@@ -41,8 +41,8 @@ def test_the_reference_backend_takes_what_is_foretold(variant: str, tied: bool) 
 
 
 @pytest.mark.skipif(not has_native_kernels(), reason="the kernels are not compiled here")
-@pytest.mark.parametrize("kv_dtype", ["fp16", "int8"])
-def test_the_cpu_backend_caches_what_is_foretold(kv_dtype: Literal["fp16", "int8"]) -> None:
+@pytest.mark.parametrize("kv_dtype", ["fp16", "int8", "fp32"])
+def test_the_cpu_backend_caches_what_is_foretold(kv_dtype: Literal["fp16", "int8", "fp32"]) -> None:
     from engine.backends.cpu.backend import CpuBackend
 
     model = tiny_config(head_dim=16)

@@ -15,7 +15,7 @@ import pytest
 
 from engine.checkpoint.names import EMBEDDING
 from engine.config import ModelConfig
-from support.backend_variants import NATIVE, REFERENCE, Precision, needs_native
+from support.backend_variants import EXACT, NATIVE, REFERENCE, Precision, needs_native
 from support.llama_oracle import LlamaOracle
 from support.memory_checkpoint import MemoryCheckpoint, tiny_config
 from support.parity_table import ParityTable, measure, printed_table
@@ -34,8 +34,8 @@ class Column:
 
 COLUMNS = (
     Column(REFERENCE[0], 1e-5),
+    Column(EXACT, 1e-5),
     Column(REFERENCE[1], None),
-    Column(Precision("cpu", "fp32", "fp16", "fp32"), None),
     Column(NATIVE[0], None),
 )
 

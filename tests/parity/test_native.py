@@ -95,9 +95,14 @@ def logits_of(backend: Backend, depth: int) -> Any:
 def test_logits_are_the_references(name: str) -> None:
     checkpoint = MemoryCheckpoint({**CONFIGS, **FAMILY}[name], seed=7)
     native, reference = (precision.make(checkpoint, threads=2) for precision in ALIKE)
+    # Of 4 bits a step is a seventh of the peak: a neighbouring integer moves logits that much more.
+    roughly = 0.25 if checkpoint.config.activation_bits == 8 else 1.0
     for depth in sorted({1, checkpoint.config.num_layers}):
         assert_same_model(
-            logits_of(native, depth), logits_of(reference, depth), checkpoint.config.vocab_size
+            logits_of(native, depth),
+            logits_of(reference, depth),
+            checkpoint.config.vocab_size,
+            roughly=roughly,
         )
 
 

@@ -86,6 +86,8 @@ NATIVE = tuple(
     Precision("cpu", head_dtype, kv_dtype)
     for head_dtype, kv_dtype in product(("int8", "bf16", "fp32"), ("fp16", "int8"))
 )
+EXACT = Precision("cpu", "fp32", "fp32", "fp32")
+"""Rounds nothing but what the model's formulas round, as `REFERENCE[0]` does."""
 FAMILY = (REFERENCE[0], NATIVE[0])
 """One precision of each backend that runs every variant of the family."""
 
@@ -98,6 +100,6 @@ def each_precision(*precisions: Precision) -> pytest.MarkDecorator:
             pytest.param(precision, id=str(precision), marks=needs_native)
             if precision.backend == "cpu"
             else pytest.param(precision, id=str(precision))
-            for precision in precisions or (*REFERENCE, *NATIVE)
+            for precision in precisions or (*REFERENCE, *NATIVE, EXACT)
         ],
     )

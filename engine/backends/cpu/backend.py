@@ -28,7 +28,7 @@ from engine.model.rotary import rotary_angles
 
 HeadDtype = Literal["int8", "bf16", "fp32"]
 DenseDtype = Literal["bf16", "int8", "fp32"]
-KVDtype = Literal["fp16", "int8"]
+KVDtype = Literal["fp16", "int8", "fp32"]
 
 _MAX_THREADS = 1024
 _LANES = 16
@@ -65,7 +65,7 @@ class CpuBackend:
         for name, value, choices in (
             ("head_dtype", head_dtype, ("int8", "bf16", "fp32")),
             ("dense_dtype", dense_dtype, ("bf16", "int8", "fp32")),
-            ("kv_dtype", kv_dtype, ("fp16", "int8")),
+            ("kv_dtype", kv_dtype, ("fp16", "int8", "fp32")),
             ("isa", isa, ("auto", *instruction_sets())),
         ):
             if value not in choices:

@@ -35,7 +35,7 @@ def backend() -> Iterator[CpuBackend]:
     "options",
     [
         {"head_dtype": "fp16"},
-        {"kv_dtype": "fp32"},
+        {"kv_dtype": "bf16"},
         {"isa": "mmx"},
         {"isa": ""},
         {"threads": 0},

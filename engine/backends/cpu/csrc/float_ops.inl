@@ -171,6 +171,12 @@ float store_int8_row(const float* x, int n, int8_t* out) {
 
 // How cached elements become floats; int8 values are left without their scale, which is applied
 // to a position's score, or to its weight.
+struct FloatCache {
+    using Element = float;
+    static Lanes load(const Element* p) { return load_from<Dtype::float32>(reinterpret_cast<const uint8_t*>(p), 0); }
+    static float scale(const KvView&, int, int) { return 1.0f; }
+};
+
 struct HalfCache {
     using Element = uint16_t;
     static Lanes load(const Element* p) { return load_half(p); }
@@ -264,7 +270,11 @@ void attend_as(const Attention& a) {
 }
 
 void attend(const Attention& a) {
-    a.dtype == KvDtype::float16 ? attend_as<HalfCache>(a) : attend_as<Int8Cache>(a);
+    switch (a.dtype) {
+        case KvDtype::float32: return attend_as<FloatCache>(a);
+        case KvDtype::float16: return attend_as<HalfCache>(a);
+        case KvDtype::int8: return attend_as<Int8Cache>(a);
+    }
 }
 
 // --- dense weights, the head's among them ---------------------------------------------------

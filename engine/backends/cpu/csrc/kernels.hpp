@@ -39,7 +39,10 @@ constexpr int size_of(Dtype dtype) {
     return dtype == Dtype::float32 ? 4 : dtype == Dtype::int8 ? 1 : 2;
 }
 
-enum class KvDtype { float16, int8 };
+enum class KvDtype { float32, float16, int8 };
+constexpr int size_of(KvDtype dtype) {
+    return dtype == KvDtype::float32 ? 4 : dtype == KvDtype::float16 ? 2 : 1;
+}
 
 // An activation vector of up to 8 bits: x ≈ q · peak / limit.
 struct Quantised {

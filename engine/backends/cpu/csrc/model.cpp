@@ -132,7 +132,7 @@ void Model::allocate(int blocks, int block_size, int states, KvDtype dtype) {
     if (double(blocks) * shape_.layers * shape_.kv_heads * block_size * head_stride_ > 0x1p60)
         throw std::bad_alloc();
     const size_t positions = size_t(blocks) * shape_.layers * shape_.kv_heads * block_size;
-    const size_t bytes = positions * head_stride_ * (dtype == KvDtype::float16 ? 2 : 1);
+    const size_t bytes = positions * head_stride_ * size_of(dtype);
     const size_t scales = dtype == KvDtype::int8 ? positions * sizeof(float) : 0;
     // What is never used never becomes resident; large pages would make it so.
     keys_ = Pages(bytes, Pages::Size::small);
@@ -153,7 +153,7 @@ std::vector<Model::Memory> Model::kv_memory(int layer, int block) const {
     const auto add = [&](const Pages& pages, size_t bytes) {
         if (pages.bytes()) parts.push_back({pages.as<char>() + at * bytes, bytes});
     };
-    const size_t bytes = cells * head_stride_ * (kv_dtype_ == KvDtype::float16 ? 2 : 1);
+    const size_t bytes = cells * head_stride_ * size_of(kv_dtype_);
     add(keys_, bytes);
     add(values_, bytes);
     add(key_scales_, cells * sizeof(float));

@@ -220,11 +220,13 @@ public:
     void allocate(int blocks, int block_size, int states, const std::string& dtype) {
         if (blocks < 0 || block_size < 1 || states < 0)
             throw std::invalid_argument("K/V sizes must not be negative");
-        if (dtype != "fp16" && dtype != "int8")
-            throw std::invalid_argument("K/V dtype must be fp16 or int8, not " + dtype);
+        if (dtype != "fp32" && dtype != "fp16" && dtype != "int8")
+            throw std::invalid_argument("K/V dtype must be fp32, fp16 or int8, not " + dtype);
         const Call call(busy_);
         model_.allocate(blocks, block_size, states,
-                        dtype == "int8" ? KvDtype::int8 : KvDtype::float16);
+                        dtype == "fp32"   ? KvDtype::float32
+                        : dtype == "fp16" ? KvDtype::float16
+                                          : KvDtype::int8);
     }
 
     nb::object sweep(nb::sequence rows, nb::mapping block_tables) {

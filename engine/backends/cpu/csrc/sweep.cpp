@@ -297,8 +297,7 @@ void Model::add_residual(Team::Member& member, int slot, int row, const Matrix& 
 KvView Model::view(const Pages& data, const Pages& scales, int layer, int kv_head) const {
     const ptrdiff_t heads = ptrdiff_t(shape_.layers) * shape_.kv_heads;
     const ptrdiff_t before = ptrdiff_t(layer) * shape_.kv_heads + kv_head;
-    const ptrdiff_t bytes =
-        ptrdiff_t(block_size_) * head_stride_ * (kv_dtype_ == KvDtype::float16 ? 2 : 1);
+    const ptrdiff_t bytes = ptrdiff_t(block_size_) * head_stride_ * size_of(kv_dtype_);
     KvView view{data.as<uint8_t>() + before * bytes, nullptr, heads * bytes, heads * block_size_};
     if (kv_dtype_ == KvDtype::int8) view.scales = scales.as<float>() + before * block_size_;
     return view;
@@ -334,15 +333,20 @@ void Model::rotate_and_store(Team::Member& member, int layer, int slot, const Ro
     const int offset = row.position % block_size_;
     const auto write = [&](const Pages& data, const Pages& scales, int h) {
         const KvView at = view(data, scales, layer, h);
-        uint8_t* cell = const_cast<uint8_t*>(at.data) + block * at.block_stride;
-        if (kv_dtype_ == KvDtype::float16) {
-            const float peak = kernels_.store_half(
-                padded, head_stride_, reinterpret_cast<uint16_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+        uint8_t* cell = const_cast<uint8_t*>(at.data) + block * at.block_stride +
+                        ptrdiff_t(offset) * head_stride_ * size_of(kv_dtype_);
+        if (kv_dtype_ == KvDtype::float32) {
+            std::memcpy(cell, padded, head_stride_ * sizeof(float));
+            const float peak = kernels_.peak(padded, head_stride_);
+            expect_finite(peak < QUERY_LIMIT ? peak : INFINITY);
+        } else if (kv_dtype_ == KvDtype::float16) {
+            const float peak =
+                kernels_.store_half(padded, head_stride_, reinterpret_cast<uint16_t*>(cell));
             expect_finite(peak < HALF_LIMIT ? peak : INFINITY);
         } else {
             float* scale_cell = const_cast<float*>(at.scales) + block * at.scale_stride + offset;
-            *scale_cell = kernels_.store_int8(
-                padded, head_stride_, reinterpret_cast<int8_t*>(cell) + ptrdiff_t(offset) * head_stride_);
+            *scale_cell =
+                kernels_.store_int8(padded, head_stride_, reinterpret_cast<int8_t*>(cell));
             expect_finite(*scale_cell);
         }
     };

@@ -245,7 +245,8 @@ void attention(Comparison& c) {
     a.head_stride = round_up(head_dim, LANES);
     a.block_size = BLOCK_SIZES[c.between(0, 3)];
     a.num_keys = c.between(1, 100);
-    a.dtype = c.chance(50) ? KvDtype::float16 : KvDtype::int8;
+    constexpr KvDtype DTYPES[] = {KvDtype::float32, KvDtype::float16, KvDtype::int8};
+    a.dtype = DTYPES[c.between(0, 2)];
     a.score_stride = round_up(a.num_keys, LANES) + LANES * c.between(0, 1);
 
     const int num_blocks = (a.num_keys + a.block_size - 1) / a.block_size + 2;
@@ -256,6 +257,7 @@ void attention(Comparison& c) {
 
     const int elements = a.block_size * a.head_stride;
     Buffer<float> queries(a.group * a.head_stride), scales[2];
+    Buffer<float> floats[2];
     Buffer<uint16_t> halves[2];
     Buffer<int8_t> bytes[2];
     for (int g = 0; g < a.group; g++) {
@@ -265,16 +267,20 @@ void attention(Comparison& c) {
     a.queries = queries.data();
     KvView* const views[] = {&a.keys, &a.values};
     for (int i = 0; i < 2; i++) {
-        const bool narrow = a.dtype == KvDtype::int8;
-        if (narrow) {
+        const void* data;
+        if (a.dtype == KvDtype::int8) {
             bytes[i] = c.integers<int8_t>(size_t(num_blocks) * elements, 127);
             scales[i] = c.floats(num_blocks * a.block_size);
-        } else {
+            data = bytes[i].data();
+        } else if (a.dtype == KvDtype::float16) {
             halves[i] = c.halves(num_blocks * elements, true);
+            data = halves[i].data();
+        } else {
+            floats[i] = c.floats(num_blocks * elements);
+            data = floats[i].data();
         }
-        *views[i] = {narrow ? reinterpret_cast<const uint8_t*>(bytes[i].data())
-                            : reinterpret_cast<const uint8_t*>(halves[i].data()),
-                     scales[i].data(), ptrdiff_t(elements) * (narrow ? 1 : 2), a.block_size};
+        *views[i] = {static_cast<const uint8_t*>(data), scales[i].data(),
+                     ptrdiff_t(elements) * size_of(a.dtype), a.block_size};
     }
     c.run<float>("attend", a.group * a.head_stride, [&](const Kernels& k, float* out) {
         Buffer<float> scores(a.group * a.score_stride);

@@ -386,7 +386,7 @@ void test_dense(const Kernels& k) {
 void test_attention(const Kernels& k) {
     for (int head_dim : {2, 10, 16, 32, 64, 128, 200})
         for (int block_size : {1, 3, 16})
-            for (KvDtype dtype : {KvDtype::float16, KvDtype::int8}) {
+            for (KvDtype dtype : {KvDtype::float32, KvDtype::float16, KvDtype::int8}) {
                 Attention a{};
                 a.group = between(1, 9);
                 a.head_stride = round_up(head_dim, LANES);
@@ -404,16 +404,18 @@ void test_attention(const Kernels& k) {
 
                 const int cells = num_blocks * block_size;
                 std::vector<double> exact[2];
-                std::vector<Aligned<uint8_t>> stored(2, Aligned<uint8_t>(cells * a.head_stride * 2));
+                std::vector<Aligned<uint8_t>> stored(2, Aligned<uint8_t>(cells * a.head_stride * 4));
                 std::vector<Aligned<float>> scales(2, Aligned<float>(cells));
                 KvView* const views[] = {&a.keys, &a.values};
-                const int size = dtype == KvDtype::float16 ? 2 : 1;
+                const int size = size_of(dtype);
                 for (int kv = 0; kv < 2; kv++) {
                     exact[kv].resize(cells * a.head_stride);
                     for (int cell = 0; cell < cells; cell++) {
                         const auto x = vector_of(head_dim, ordinary);
                         uint8_t* at = stored[kv].data() + cell * a.head_stride * size;
-                        if (size == 2) {
+                        if (size == 4) {
+                            std::memcpy(at, x.data(), a.head_stride * sizeof(float));
+                        } else if (size == 2) {
                             k.store_half(x.data(), a.head_stride, reinterpret_cast<uint16_t*>(at));
                         } else {
                             scales[kv][cell] = k.store_int8(x.data(), a.head_stride,
@@ -421,8 +423,9 @@ void test_attention(const Kernels& k) {
                         }
                         for (int i = 0; i < a.head_stride; i++)
                             exact[kv][cell * a.head_stride + i] =
-                                size == 2 ? half_value(reinterpret_cast<uint16_t*>(at)[i])
-                                          : double(reinterpret_cast<int8_t*>(at)[i]) * scales[kv][cell];
+                                size == 4   ? double(x.data()[i])
+                                : size == 2 ? half_value(reinterpret_cast<uint16_t*>(at)[i])
+                                            : double(reinterpret_cast<int8_t*>(at)[i]) * scales[kv][cell];
                     }
                     *views[kv] = {stored[kv].data(), scales[kv].data(),
                                   ptrdiff_t(block_size) * a.head_stride * size, block_size};
