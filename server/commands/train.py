@@ -17,7 +17,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from engine.backends.registry import has_torch
 from engine.checkpoint.loader import load_checkpoint
 from engine.errors import ConfigError
 from server.commands import clean_errors, parse_exits
@@ -212,6 +211,8 @@ def train(
     )
     trained_exits = parse_exits(exits)
     with clean_errors():
+        from engine.backends.registry import has_torch
+
         if not has_torch():
             raise ConfigError("training needs torch: pip install 'bitskip-server[torch]'")
         from engine.training.recipe import TrainingConfig

@@ -78,7 +78,8 @@ def test_a_pipe_gets_the_text_alone(demo: ServedProcess) -> None:
         *("--seed", "3", "--exit-layer", "9", "--draft-exit", "3", "--num-speculations", "4"),
         *("--url", demo.url),
     )
-    assert (done.returncode, done.stdout) == (0, expected + "\n")
+    ended = expected if expected.endswith("\n") else expected + "\n"
+    assert (done.returncode, done.stdout) == (0, ended)
     closing = done.stderr.strip()
     assert re.fullmatch(
         r"40 tokens, \d+ tok/s, first after \d+ ms, exit 9, \d+% of \d+ drafts by 3 layers accepted"
