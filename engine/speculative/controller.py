@@ -50,7 +50,9 @@ IDLE_PLAN_ROUNDS = 16
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
 LAST_WAIT = 64
-"""The longest wait, in rounds, for a try that costs much."""
+"""The longest wait, in rounds, for a try that costs much,"""
+LAST_PROBE_WAIT = 256
+"""and for a probe: every idle sequence makes its own."""
 
 
 class Choice(NamedTuple):
@@ -339,7 +341,7 @@ class DraftController:
             share = other.estimate.ratio / best.estimate.ratio
             if way.num_tries >= MIN_TRIES:
                 allowed = FAR_SHARE if way is watch.far else NEAR_SHARE
-                way.wait = _wait(1.0 - share, allowed)
+                way.wait = _wait(1.0 - share, allowed, LAST_WAIT)
                 if not way.is_due():
                     continue
             way.num_rounds = 0
@@ -373,16 +375,16 @@ class DraftController:
                     pass_s,
                 )
                 loss = 1.0 - ratio / planned.ratio
-                record.postpone(_wait(loss * max(1, num_idle), PROBE_SHARE))
+                record.postpone(_wait(loss * max(1, num_idle), PROBE_SHARE, LAST_PROBE_WAIT))
                 if record.probe_is_due:
                     member.draft_exit, member.num_drafts, member.is_probe = draft_exit, 1, True
                     member.acceptance, member.calibration = probe.acceptance, probe.calibration
         return any(member.is_probe for member in free)
 
 
-def _wait(loss: float, share: float) -> int:
+def _wait(loss: float, share: float, longest: int) -> int:
     """Rounds after which a loss of so much of one round comes to that share of all of them."""
-    return max(FIRST_WAIT, min(LAST_WAIT, int(loss / share)))
+    return max(FIRST_WAIT, min(longest, int(loss / share)))
 
 
 def _lengthen(
