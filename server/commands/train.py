@@ -17,7 +17,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from engine.checkpoint.loader import load_checkpoint
 from engine.errors import ConfigError
 from server.commands import clean_errors, parse_exits
 from server.commands.train_comparison import compare_exits
@@ -212,6 +211,7 @@ def train(
     trained_exits = parse_exits(exits)
     with clean_errors():
         from engine.backends.registry import has_torch
+        from engine.checkpoint.loader import load_checkpoint
 
         if not has_torch():
             raise ConfigError("training needs torch: pip install 'bitskip-server[torch]'")

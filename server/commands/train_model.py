@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from engine.checkpoint.loader import Checkpoint
 from engine.config import ModelConfig
 from engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.checkpoint.loader import Checkpoint
 
 Variant = Literal["v1", "v2", "v3", "dense"]
 # As in engine.training.recipe, which is not imported before it is needed.
