@@ -253,6 +253,7 @@ class DraftController:
             self._round_s.add(overhead_s)
 
     def _repeat(self, plan: _Plan, candidates: Sequence[Candidate]) -> DraftRound:
+        """The plan's choices again; no draft counts as planned, so each pass must clearly pay."""
         members = {
             index: self._member(candidates[index], choice.draft_exit)
             for index, choice in enumerate(plan.choices)

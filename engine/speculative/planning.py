@@ -15,8 +15,6 @@ NGRAM = 0
 
 LOOK_AHEAD = 2
 """Passes that may fail to pay before no more are considered: a row's price may come in steps."""
-
-
 FAVOUR = 0.02
 """What another course must bring beyond the planned one, as a share of a token per sequence."""
 
@@ -233,8 +231,8 @@ def worthwhile(
 ) -> list[Member]:
     """Those of `free` for whom one more draft brings more than its time is worth at `ratio`.
 
-    `fixed` draft on in any case; `estimate` holds the rows so far. Those for whom a draft is
-    planned are favoured: the greatest of several estimates is often the luckiest.
+    `fixed` draft on in any case; `estimate` holds the rows so far. What is planned,
+    or stopping where nothing is, is favoured: the greatest of several estimates is often lucky.
     """
     now_s = estimate.final_s()
 
