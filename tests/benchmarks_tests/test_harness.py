@@ -92,7 +92,7 @@ def test_samples_alternate_and_are_kept_as_they_come(
 
 
 def test_a_server_streams_and_counts(bench: Bench, model: Path) -> None:
-    dialect = BitSkipDialect({"method": "early_exit", "exit_layer": 2})
+    dialect = BitSkipDialect({"method": "early_exit", "exit_layer": 2, "num_speculations": 2})
     with launch_bitskip(bench, model) as server:
         first = server.wait_for_stream(dialect, [1, 2, 3], 4)
         streams = server.streams(dialect, PROMPTS, 16)
