@@ -80,10 +80,10 @@ class RoundRunner:
         passes = _Passes()
         decoding = [index for index, work in enumerate(plan) if not work.is_prefill]
         proposals = self._proposals(plan, decoding)
-        drafting = self._controller.begin_round(
-            [_candidate(plan[index], proposals.get(index, ())) for index in decoding],
-            _prefill_load(plan),
-        )
+        candidates = [_candidate(plan[index], proposals.get(index, ())) for index in decoding]
+        asked = self._clock()
+        drafting = self._controller.begin_round(candidates, _prefill_load(plan))
+        planning_s = self._clock() - asked
         self._draft(plan, tables, decoding, proposals, drafting, passes)
         verdicts = self._verify(plan, tables, passes)
         for place, index in enumerate(decoding):
@@ -91,7 +91,8 @@ class RoundRunner:
             if verdict.num_drafts:
                 drafting.judge(place, verdict.num_drafts, len(verdict.tokens) - 1)
         in_passes = sum(duration for _, duration in passes.times)
-        self._controller.learn(passes.times, self._clock() - started - in_passes)
+        overhead_s = self._clock() - started - in_passes
+        self._controller.learn(passes.times, overhead_s, planning_s)
         return verdicts, passes.stats
 
     # --- drafting ----------------------------------------------------------------------------

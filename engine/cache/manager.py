@@ -117,7 +117,9 @@ class KVCacheManager:
 
         False, and nothing has changed, if too few blocks are free.
         """
-        num_new = max(0, self.num_blocks_for(num_tokens) - len(blocks))
+        num_new = self.num_blocks_for(num_tokens) - len(blocks)
+        if num_new <= 0:
+            return True
         if num_new > self._pool.num_free:
             return False
         blocks.extend(self._pool.allocate(num_new))

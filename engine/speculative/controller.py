@@ -47,12 +47,20 @@ PLAN_ROUNDS = 4
 """Rounds that a plan serves while the same sequences go on: planning takes time as well."""
 IDLE_PLAN_ROUNDS = 16
 """The same for a plan without drafts, from which little is learned meanwhile."""
+PLANNING_SHARE = 0.005
+"""Share of the time that may go into planning: where rounds are short, a plan serves more,"""
+MAX_PLAN_ROUNDS = 64
+"""up to so many."""
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
+MIN_SURPRISE = 0.04
+"""How much quicker than predicted such a try must be, at least, to be repeated at once."""
 LAST_WAIT = 64
-"""The longest wait, in rounds, for a try that costs much,"""
+"""The longest wait for a try that costs much, in rounds,"""
+LAST_WAIT_S = 0.25
+"""or in seconds, whichever is longer: machines change by the clock, however short rounds are."""
 LAST_PROBE_WAIT = 256
-"""and for a probe: every idle sequence makes its own."""
+"""The longest wait for a probe, in rounds: every idle sequence makes its own."""
 
 
 class Choice(NamedTuple):
@@ -134,6 +142,8 @@ class _Plan:
     estimate: Estimate
     """The rows that are there before any pass."""
     ratio: float
+    lifetime: int
+    """Rounds that it serves at most."""
 
     def suits(self, candidates: Sequence[Candidate]) -> bool:
         """Whether the same sequences stand where they stood, with room for their drafts."""
@@ -158,7 +168,7 @@ class _Way:
     share: float = 1.0
     """The ratio that the latest try was expected to have, over the best one."""
     is_surprised: bool = False
-    """Whether it was quicker by half of what it would have needed to be the best itself."""
+    """Whether it was clearly quicker, by half of what it would need to be the best itself."""
 
     def is_due(self) -> bool:
         """Whether it has not been gone for long enough, or did better than expected."""
@@ -197,6 +207,10 @@ class DraftController:
         """What is around the passes of a round without drafts."""
         self._drafting_s = RunningMedian()
         """What is around each draft pass."""
+        self._planning_s = RunningMedian()
+        """What choosing takes, where it is not repeated."""
+        self._has_planned = False
+        """Whether this round's drafts were chosen anew."""
         self._watches: dict[int, _Watch] = {}
         self._last_ratio: float | None = None
         self._trying: _Way | None = None
@@ -211,6 +225,7 @@ class DraftController:
         Of those, the head rows are of prompts that end in this round.
         """
         plan = self._plan
+        self._has_planned = False
         if plan is not None and prefill == NO_LOAD and plan.suits(candidates):
             return self._repeat(plan, candidates)
         self._plan = None
@@ -225,6 +240,7 @@ class DraftController:
         members = self._members(candidates, so_far)
         if not members:
             return DraftRound([NOTHING] * len(candidates), members, self._sources, so_far, 0.0)
+        self._has_planned = True
         planned = self._choose(list(members.values()), so_far.copy())
         self._last_ratio = planned.estimate.ratio
         choices = [NOTHING] * len(candidates)
@@ -234,13 +250,22 @@ class DraftController:
                 so_far.add(0.0, member.num_drafts * member.row_layers, member.num_drafts)
         self._num_served = 1
         if planned.lasts and prefill == NO_LOAD:
-            self._plan = _Plan(candidates, choices, so_far.copy(), self._last_ratio)
+            lifetime = self._lifetime(choices, planned.estimate.seconds)
+            self._plan = _Plan(candidates, choices, so_far.copy(), self._last_ratio, lifetime)
         is_try = self._trying is not None
         return DraftRound(choices, members, self._sources, so_far, self._last_ratio, is_try=is_try)
 
-    def learn(self, passes: Iterable[tuple[PassShape, float]], overhead_s: float) -> None:
-        """A round's passes took so many seconds each, and all that is around them so many."""
+    def learn(
+        self, passes: Iterable[tuple[PassShape, float]], overhead_s: float, planning_s: float
+    ) -> None:
+        """A round's passes took so many seconds each, and all that is around them so many.
+
+        `planning_s` of it went into `begin_round`.
+        """
         passes = list(passes)
+        if self._has_planned:
+            self._planning_s.add(planning_s)
+        overhead_s -= planning_s
         self._compare_try(passes)
         num_drafting = 0
         for shape, duration_s in passes:
@@ -260,9 +285,15 @@ class DraftController:
             if choice.num_drafts
         }
         self._num_served += 1
-        if self._num_served >= (PLAN_ROUNDS if members else IDLE_PLAN_ROUNDS):
+        if self._num_served >= plan.lifetime:
             self._plan = None
         return DraftRound(plan.choices, members, self._sources, plan.estimate.copy(), plan.ratio)
+
+    def _lifetime(self, choices: Sequence[Choice], round_s: float) -> int:
+        """Rounds that a plan is for."""
+        drafts = any(choice.num_drafts for choice in choices)
+        enough = self._planning_s.value_or(0.0) / (PLANNING_SHARE * round_s)
+        return max(PLAN_ROUNDS if drafts else IDLE_PLAN_ROUNDS, min(int(enough), MAX_PLAN_ROUNDS))
 
     def _compare_try(self, passes: Sequence[tuple[PassShape, float]]) -> None:
         """If this was a try and quicker than it may be, the next one need not wait."""
@@ -270,7 +301,8 @@ class DraftController:
         if way is not None:
             predicted_s = sum(self._costs.predict(shape) for shape, _ in passes)
             taken_s = sum(duration_s for _, duration_s in passes)
-            way.is_surprised = taken_s < (1.0 + way.share) / 2 * predicted_s
+            quicker = max(MIN_SURPRISE, (1.0 - way.share) / 2)
+            way.is_surprised = taken_s < (1.0 - quicker) * predicted_s
 
     # --- whose drafts come from where --------------------------------------------------------
 
@@ -342,7 +374,9 @@ class DraftController:
             share = other.estimate.ratio / best.estimate.ratio
             if way.num_tries >= MIN_TRIES:
                 allowed = FAR_SHARE if way is watch.far else NEAR_SHARE
-                way.wait = _wait(1.0 - share, allowed, LAST_WAIT)
+                round_s = best.estimate.seconds
+                loss = 1.0 - share + self._planning_s.value_or(0.0) / round_s
+                way.wait = _wait(loss, allowed, max(LAST_WAIT, int(LAST_WAIT_S / round_s)))
                 if not way.is_due():
                     continue
             way.num_rounds = 0

@@ -159,6 +159,7 @@ class Simulation:
         self.controller.learn(
             [(shape, time * self.noise()) for shape, time in zip(passes, times, strict=True)],
             around_s,
+            planning_s=0.0,
         )
         for index, standing in enumerate(drafts):
             num_accepted = (*standing, False).index(False)
