@@ -38,6 +38,8 @@ class BitSkipModel(LlamaModel):
 
     config_class = BitSkipConfig
     config: BitSkipConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    # By the class's name: `device_map` must not cut a layer in two.
+    _no_split_modules = [ExitDecoderLayer.__name__]
 
     def __init__(self, config: BitSkipConfig) -> None:
         # Not LlamaModel's own, which would make every layer a second time.
@@ -86,6 +88,7 @@ class BitSkipForCausalLM(LlamaForCausalLM):
     config_class = BitSkipConfig
     config: BitSkipConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model: BitSkipModel
+    _no_split_modules = BitSkipModel._no_split_modules
 
     def __init__(self, config: BitSkipConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
