@@ -104,6 +104,7 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     parameters, scaling = fields.section("rope_parameters"), fields.section("rope_scaling")
     theta = fields.number("rope_theta", parameters.number("rope_theta", 10_000.0))
     for section in (parameters, scaling):
+        _refuse_partial_rotation(section)
         kind = section.get("rope_type", section.get("type", "default"))
         if kind == "llama3":
             return theta, RopeScaling(
@@ -127,5 +128,10 @@ def refuse_other_llamas(fields: Fields) -> None:
     activation = fields.get("hidden_act", "silu")
     if activation != "silu":
         raise ConfigError(f"hidden_act {activation!r} is not supported: only 'silu' is")
+    _refuse_partial_rotation(fields)
+
+
+def _refuse_partial_rotation(fields: Fields) -> None:
+    """The factor stands by itself, or in `rope_parameters` (transformers 5)."""
     if fields.number("partial_rotary_factor", 1.0) != 1.0:
         raise ConfigError("partial_rotary_factor is not supported: whole heads are rotated")

@@ -138,6 +138,8 @@ def test_wrong_numbers_are_named(name: str, value: object) -> None:
         ({"rope_scaling": {"factor": 2}}, "rope_scaling"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling .* 'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"activation_bits": 2}, "activation_bits .* 2"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
