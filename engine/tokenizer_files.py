@@ -221,7 +221,10 @@ def _token_text(value: Any, name: str, file: Path) -> str | None:
 def _add_listed_tokens(
     backend: tokenizers.Tokenizer, config: Mapping[str, Any], file: Path
 ) -> None:
-    """Add `added_tokens_decoder`'s tokens that the vocabulary lacks, each under its own id."""
+    """Add `added_tokens_decoder`'s tokens that the vocabulary lacks, each under its own id.
+
+    Those that it calls special become so.
+    """
     listed = config.get("added_tokens_decoder") or {}
     try:
         tokens = {
@@ -237,9 +240,9 @@ def _add_listed_tokens(
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(f"{file}: added_tokens_decoder is malformed ({error})") from error
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known = {t.content: t.special for t in backend.get_added_tokens_decoder().values()}
     for index, token in sorted(tokens.items()):
-        if token.content not in known:
+        if token.content not in known or (token.special and not known[token.content]):
             # The library numbers tokens itself, so check that it agrees with the file.
             add = backend.add_special_tokens if token.special else backend.add_tokens
             add([token])

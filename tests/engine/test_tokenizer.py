@@ -224,6 +224,25 @@ class TestSpecialTokens:
         assert tokenizer.encode("<a><b>") == [401, 402]
         assert tokenizer.special_ids == {400, 401}
 
+    def test_listed_tokens_are_special_if_either_file_says_so(self, path: Path) -> None:
+        """As transformers has it."""
+        file = path / "tokenizer.json"
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        end = raw["added_tokens"][0]
+        raw["added_tokens"] += [
+            end | {"id": 401, "content": "<a>", "special": False},
+            end | {"id": 402, "content": "<b>", "special": True},
+        ]
+        write(file, raw)
+        listed = {
+            "401": {"content": "<a>", "special": True},
+            "402": {"content": "<b>", "special": False},
+        }
+        write(path / "tokenizer_config.json", {"added_tokens_decoder": listed})
+        tokenizer = Tokenizer.from_directory(path)
+        assert tokenizer.special_ids == {400, 401, 402}
+        assert tokenizer.decode(tokenizer.encode("x<a><b>y")) == "xy"
+
     def test_listed_tokens_must_get_their_ids(self, path: Path) -> None:
         listed = {"450": {"content": "<a>"}}
         write(path / "tokenizer_config.json", {"added_tokens_decoder": listed})
