@@ -33,6 +33,10 @@ class Fields:
             raise ConfigError(f"{self._place} lacks {name}")
         return default if value is None else value
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there, and not null."""
+        return self._raw.get(name) is not None
+
     def says(self, name: str) -> bool:
         """Whether the field is there, and neither null nor false nor empty."""
         return bool(self._raw.get(name))

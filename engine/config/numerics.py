@@ -100,24 +100,42 @@ def read_hadamard(fields: Fields, numerics: Numerics) -> Hadamard:
 
 
 def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling, from `rope_parameters` (transformers 5) or the two older fields."""
-    parameters, scaling = fields.section("rope_parameters"), fields.section("rope_scaling")
-    theta = fields.number("rope_theta", parameters.number("rope_theta", 10_000.0))
-    for section in (parameters, scaling):
+    """Theta and scaling, from `rope_parameters` (transformers 5) or the two older fields.
+
+    Where several of these places speak, they must say the same.
+    """
+    sections = fields.section("rope_parameters"), fields.section("rope_scaling")
+    thetas = {
+        place.number("rope_theta") for place in (fields, *sections) if place.has("rope_theta")
+    }
+    if len(thetas) > 1:
+        raise ConfigError(f"rope_theta has several values: {', '.join(map(str, sorted(thetas)))}")
+    scalings = [
+        _read_scaling(section)
+        for section in sections
+        if any(map(section.has, ("rope_type", "type", "factor")))
+    ]
+    if len(set(scalings)) > 1:
+        raise ConfigError("rope_parameters and rope_scaling scale differently")
+    for section in sections:
         _refuse_partial_rotation(section)
-        kind = section.get("rope_type", section.get("type", "default"))
-        if kind == "llama3":
-            return theta, RopeScaling(
-                factor=section.number("factor"),
-                low_freq_factor=section.number("low_freq_factor"),
-                high_freq_factor=section.number("high_freq_factor"),
-                original_max_position_embeddings=section.size("original_max_position_embeddings"),
-            )
-        if kind != "default" or section.says("factor"):
-            raise ConfigError(
-                f"rope_scaling of type {kind!r} is not supported: only 'default' and 'llama3' are"
-            )
-    return theta, None
+    return thetas.pop() if thetas else 10_000.0, scalings[0] if scalings else None
+
+
+def _read_scaling(section: Fields) -> RopeScaling | None:
+    kind = section.get("rope_type", section.get("type", "default"))
+    if kind == "llama3":
+        return RopeScaling(
+            factor=section.number("factor"),
+            low_freq_factor=section.number("low_freq_factor"),
+            high_freq_factor=section.number("high_freq_factor"),
+            original_max_position_embeddings=section.size("original_max_position_embeddings"),
+        )
+    if kind != "default" or section.says("factor"):
+        raise ConfigError(
+            f"rope_scaling of type {kind!r} is not supported: only 'default' and 'llama3' are"
+        )
+    return None
 
 
 def refuse_other_llamas(fields: Fields) -> None:

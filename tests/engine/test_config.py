@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig, ModelConfig, RopeScaling
 from engine.errors import CheckpointError, ConfigError
 from support.fake_backend import fake_config
 
@@ -97,6 +97,13 @@ def test_missing_fields_are_named(name: str) -> None:
 
 
 SIZES = (*RAW, "num_key_value_heads", "head_dim", "max_position_embeddings", "activation_bits")
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 NUMBERS = ("rope_theta", "rms_norm_eps")
 
 
@@ -138,6 +145,18 @@ def test_wrong_numbers_are_named(name: str, value: object) -> None:
         ({"rope_scaling": {"factor": 2}}, "rope_scaling"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling .* 'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor"),
+        (
+            {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}},
+            "rope_theta has several values: 10000.0, 500000.0",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA3},
+            "rope_parameters and rope_scaling scale differently",
+        ),
+        (
+            {"rope_parameters": LLAMA3, "rope_scaling": {**LLAMA3, "factor": 4.0}},
+            "rope_parameters and rope_scaling scale differently",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"activation_bits": 2}, "activation_bits .* 2"),
@@ -151,6 +170,20 @@ def test_wrong_numbers_are_named(name: str, value: object) -> None:
 def test_impossible_models_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_dict({**RAW, **fields})
+
+
+def test_rotary_positions_may_be_told_in_several_places() -> None:
+    """transformers reads a theta beside a scaling, too."""
+    once = ModelConfig.from_dict({**RAW, "rope_theta": 5e5, "rope_scaling": LLAMA3})
+    assert (once.rope_theta, once.rope_scaling) == (5e5, RopeScaling(8.0, 1.0, 4.0, 64))
+    both = {**LLAMA3, "rope_theta": 5e5}
+    for fields in (
+        {"rope_scaling": both},
+        {"rope_parameters": both},
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": LLAMA3},
+        {"rope_theta": 5e5, "rope_parameters": both, "rope_scaling": both},
+    ):
+        assert ModelConfig.from_dict({**RAW, **fields}) == once
 
 
 def test_a_config_file_is_read(tmp_path: Path) -> None:
