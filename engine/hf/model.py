@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class BitSkipModel(LlamaModel):
     config_class = BitSkipConfig
     config: BitSkipConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     # By the class's name: `device_map` must not cut a layer in two.
-    _no_split_modules = [ExitDecoderLayer.__name__]
+    _no_split_modules: ClassVar[set[str] | list[str] | None] = [ExitDecoderLayer.__name__]
 
     def __init__(self, config: BitSkipConfig) -> None:
         # Not LlamaModel's own, which would make every layer a second time.
@@ -88,7 +88,6 @@ class BitSkipForCausalLM(LlamaForCausalLM):
     config_class = BitSkipConfig
     config: BitSkipConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model: BitSkipModel
-    _no_split_modules = BitSkipModel._no_split_modules
 
     def __init__(self, config: BitSkipConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
