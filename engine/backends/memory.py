@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.checkpoint.names import LINEARS, linear_shape
-from engine.config import EngineConfig, ModelConfig
+from engine.config import ELEMENT_BYTES, EngineConfig, ModelConfig
 
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 _SCALE_BYTES = 4
 """int8 K/V has a scale per position and head, an int8 head one per token id."""
 _TILE_OUTPUTS = 32
@@ -49,7 +48,7 @@ class ServingMemory:
 def kv_bytes(model: ModelConfig, kv_dtype: str, num_positions: int) -> int:
     """Size of a K/V pool of so many positions, over all layers."""
     scales = model.num_kv_heads * _SCALE_BYTES if kv_dtype == "int8" else 0
-    per_position = model.kv_size * _BYTES[kv_dtype] + scales
+    per_position = model.kv_size * ELEMENT_BYTES[kv_dtype] + scales
     return 2 * model.num_layers * per_position * num_positions
 
 
@@ -64,14 +63,14 @@ def serving_memory(
     layer = sum(_linear_bytes(*shape, linear_dtype, is_native) for shape in shapes)
     norms = (2 * model.num_layers + 1) * model.hidden_size * 4
     rows = model.vocab_size * model.hidden_size
-    head = rows * _BYTES[head_dtype] + (model.vocab_size * _SCALE_BYTES if is_native else 0)
+    head = rows * ELEMENT_BYTES[head_dtype] + (model.vocab_size * _SCALE_BYTES if is_native else 0)
     embedding = draft_head = 0
     if not is_native:
         embedding, head = rows * 4, 0 if model.tie_word_embeddings else head
         if len(draft_ids) < model.vocab_size:
             draft_head = len(draft_ids) * model.hidden_size * 4
     elif _num_scattered(draft_ids) > _FEW_SCATTERED:
-        draft_head = len(draft_ids) * (model.hidden_size * _BYTES[head_dtype] + _SCALE_BYTES)
+        draft_head = len(draft_ids) * (model.hidden_size * ELEMENT_BYTES[head_dtype] + _SCALE_BYTES)
     num_positions = engine.num_blocks * engine.block_size
     return ServingMemory(
         backend=backend,
@@ -95,6 +94,6 @@ def _linear_bytes(outputs: int, inputs: int, dtype: str, is_native: bool) -> int
     if not is_native:
         return 4 * outputs * inputs
     if dtype != "ternary":
-        return outputs * -(-inputs // _LANES) * _LANES * _BYTES[dtype]
+        return outputs * -(-inputs // _LANES) * _LANES * ELEMENT_BYTES[dtype]
     tiles, blocks = -(-outputs // _TILE_OUTPUTS), -(-inputs // _BLOCK_INPUTS)
     return tiles * _TILE_OUTPUTS * blocks * _BLOCK_INPUTS // 4

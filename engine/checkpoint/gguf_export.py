@@ -32,11 +32,11 @@ from engine.checkpoint.gguf_tokenizer import add_tokenizer
 from engine.checkpoint.loader import Checkpoint, PackedCheckpoint, load_checkpoint
 from engine.checkpoint.names import (
     EMBEDDING,
-    LINEARS,
     LM_HEAD,
     expected_shapes,
     is_linear,
     linear_name,
+    linear_places,
     published_name,
 )
 from engine.checkpoint.ternary import pack_trits
@@ -182,11 +182,7 @@ class _Exporter:
         self._config = config
         self._progress = progress
         self._shapes = expected_shapes(config)
-        self._linears = {
-            linear_name(layer, linear): (layer, linear)
-            for layer in range(config.num_layers)
-            for linear in LINEARS
-        }
+        self._linears = linear_places(config)
         self._done = 0
         self._total = sum(map(checkpoint.stored_size, self._shapes))
         self._scale_error = 0.0

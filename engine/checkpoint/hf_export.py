@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 
 from engine.checkpoint.files import WEIGHTS_FILE
 from engine.checkpoint.loader import Checkpoint, TernaryWeight, load_checkpoint
-from engine.checkpoint.names import LINEARS, expected_shapes, linear_name, published_name
+from engine.checkpoint.names import expected_shapes, linear_places, published_name
 from engine.checkpoint.packing import copy_side_files
 from engine.checkpoint.staging import staged_directory
-from engine.checkpoint.tensor_file import all_finite, narrow
+from engine.checkpoint.tensor_file import FLOAT_TAGS, all_finite, narrow
 from engine.checkpoint.tensor_writer import PlannedTensor, write_tensor_file
 from engine.checkpoint.ternary import FloatDtype, measure_scale, round_to
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
 
-TAGS: dict[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 _TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _GENERATION_CONFIG = "generation_config.json"
 
@@ -85,12 +84,7 @@ class _Exporter:
         self._checkpoint = checkpoint
         self._dtype: FloatDtype = dtype
         self._progress = progress
-        self._linears = {
-            linear_name(layer, linear): (layer, linear)
-            for layer in range(checkpoint.config.num_layers)
-            for linear in LINEARS
-            if not checkpoint.config.is_dense
-        }
+        self._ternary = {} if checkpoint.config.is_dense else linear_places(checkpoint.config)
         self._all_ternary = True
 
     @property
@@ -111,8 +105,9 @@ class _Exporter:
         return write_tensor_file(file, plan, pieces, {"format": "pt"})
 
     def _tag(self, name: str) -> str:
-        stays = name in self._linears and self._checkpoint.config.weights == "latent"
-        return TAGS[self._checkpoint.stored_dtype(name) if stays else self._dtype]
+        if name not in self._ternary or self._checkpoint.config.weights != "latent":
+            return FLOAT_TAGS[self._dtype]
+        return FLOAT_TAGS[self._latent_dtype(name)]
 
     def _pieces(self, names: list[str], total: int) -> Iterator[NDArray[Any]]:
         done = 0
@@ -124,22 +119,25 @@ class _Exporter:
                     self._progress(done, total)
 
     def _tensor(self, name: str) -> Iterator[NDArray[Any]]:
-        if name not in self._linears:
+        if name not in self._ternary:
             for values in self._checkpoint.float_chunks(name):
                 yield self._narrowed(name, values)
         elif self._checkpoint.config.weights == "ternary":
-            weight = self._checkpoint.linear(*self._linears[name])
-            yield narrow(weight.trits * self._rounded(name, weight), TAGS[self._dtype])
+            weight = self._checkpoint.linear(*self._ternary[name])
+            yield narrow(weight.trits * self._rounded(name, weight), FLOAT_TAGS[self._dtype])
         else:
             yield from self._latent(name)
 
     def _latent(self, name: str) -> Iterator[NDArray[Any]]:
         """A linear as it is stored; whether it happens to be ternary is noted."""
-        dtype = self._checkpoint.stored_dtype(name)
-        assert dtype != "u8", name
-        values = self._checkpoint.tensor(name)
+        values, dtype = self._checkpoint.tensor(name), self._latent_dtype(name)
         self._all_ternary &= measure_scale(values, dtype=dtype, name=name).was_ternary
         yield from self._checkpoint.stored_chunks(name)
+
+    def _latent_dtype(self, name: str) -> FloatDtype:
+        dtype = self._checkpoint.stored_dtype(name)
+        assert dtype != "u8", name
+        return dtype
 
     def _rounded(self, name: str, weight: TernaryWeight) -> np.float32:
         with np.errstate(over="ignore"):
@@ -154,8 +152,8 @@ class _Exporter:
         return rounded
 
     def _narrowed(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        stored = narrow(values.astype(np.float32, copy=False), TAGS[self._dtype])
-        if not all_finite(stored, TAGS[self._dtype]):
+        stored = narrow(values.astype(np.float32, copy=False), FLOAT_TAGS[self._dtype])
+        if not all_finite(stored, FLOAT_TAGS[self._dtype]):
             raise CheckpointError(
                 f"{self._checkpoint.path}: {name}: holds values too large for {self._dtype}"
             )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.checkpoint.loader import Checkpoint
-from engine.checkpoint.names import LINEARS, expected_shapes, linear_name
+from engine.checkpoint.names import expected_shapes, linear_places
 from engine.checkpoint.ternary import packed_shape
 from engine.errors import CheckpointError
 
@@ -86,11 +86,7 @@ def inspect_weights(
     checkpoint: Checkpoint, progress: Progress = lambda done, total: None
 ) -> WeightsReport:
     """Read every tensor once; one that cannot be used is reported, not raised."""
-    ternary = {
-        linear_name(layer, linear): (layer, linear)
-        for layer in range(0 if checkpoint.config.is_dense else checkpoint.config.num_layers)
-        for linear in LINEARS
-    }
+    ternary = {} if checkpoint.config.is_dense else linear_places(checkpoint.config)
     shapes = expected_shapes(checkpoint.config)
     total = sum(map(checkpoint.stored_size, shapes))
     done, tensors = 0, []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.checkpoint.names import LM_HEAD, canonical_name, expected_shapes, is_linear
-from engine.checkpoint.tensor_file import TensorEntry, TensorFile
+from engine.checkpoint.tensor_file import FLOAT_TAGS, TensorEntry, TensorFile
 from engine.checkpoint.ternary import LAYOUT, packed_shape
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
@@ -22,7 +22,7 @@ PACKED_VERSION = "1"
 SCALE_SUFFIX = "_scale"
 """A linear's scale is stored under the linear's name and this."""
 
-FLOAT_TAGS = ("F32", "F16", "BF16")
+_FLOATS = tuple(FLOAT_TAGS.values())
 
 _logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def latent_inventory(path: Path, config: ModelConfig, files: Sequence[TensorFile
                     scales[owner] = tensor
     config = _tie_as_found(path, config, LM_HEAD in found)
     expected = {
-        name: _Expectation(FLOAT_TAGS, shape) for name, shape in expected_shapes(config).items()
+        name: _Expectation(_FLOATS, shape) for name, shape in expected_shapes(config).items()
     }
     return Inventory(config, _match(path, expected, found), scales, tuple(ignored))
 
@@ -119,7 +119,7 @@ def packed_inventory(path: Path, config: ModelConfig, file: TensorFile) -> Inven
             expected[name] = _Expectation(("U8",), packed_shape(shape))
             expected[name + SCALE_SUFFIX] = _Expectation(("F32",), (1,))
         else:
-            expected[name] = _Expectation(FLOAT_TAGS, shape)
+            expected[name] = _Expectation(_FLOATS, shape)
     tensors = _match(path, expected, found)
     scales = {name: tensors.pop(name + SCALE_SUFFIX) for name in list(tensors) if is_linear(name)}
     return Inventory(config, tensors, scales)

@@ -25,7 +25,7 @@ from engine.checkpoint.inventory import (
     packed_inventory,
 )
 from engine.checkpoint.names import EMBEDDING, LM_HEAD, linear_name, linear_shape
-from engine.checkpoint.tensor_file import TensorFile, all_finite, widen
+from engine.checkpoint.tensor_file import FLOAT_TAGS, TensorFile, all_finite, widen
 from engine.checkpoint.ternary import (
     FloatDtype,
     apply_scale,
@@ -38,7 +38,7 @@ from engine.errors import CheckpointError
 
 StoredDtype = Literal["fp32", "fp16", "bf16", "u8"]
 
-_FLOAT_DTYPES: dict[str, FloatDtype] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_FLOAT_DTYPES: dict[str, FloatDtype] = {tag: dtype for dtype, tag in FLOAT_TAGS.items()}
 _SCALE_TOLERANCE = 2.0**-8
 """How far a stored scale may lie from the tensor's own: one rounding to bfloat16."""
 

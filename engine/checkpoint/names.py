@@ -32,6 +32,15 @@ def linear_name(layer: int, linear: str) -> str:
     return f"layers.{layer}.{block}.{linear}.weight"
 
 
+def linear_places(config: ModelConfig) -> dict[str, tuple[int, str]]:
+    """Canonical name → (layer, linear) of all the layers' linears, in the model's order."""
+    return {
+        linear_name(layer, linear): (layer, linear)
+        for layer in range(config.num_layers)
+        for linear in LINEARS
+    }
+
+
 def norm_names(layer: int) -> tuple[str, str]:
     """Canonical names of a layer's two norms: before attention, before the feed-forward."""
     return (

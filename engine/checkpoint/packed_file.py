@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,10 @@ from engine.checkpoint.names import (
     linear_name,
     linear_shape,
 )
-from engine.checkpoint.tensor_file import TensorFile
+from engine.checkpoint.tensor_file import FloatTag, TensorFile
 from engine.checkpoint.tensor_writer import PlannedTensor, write_tensor_file
 from engine.checkpoint.ternary import packed_shape
 from engine.config import ModelConfig
-
-FloatTag = Literal["F32", "F16", "BF16"]
 
 
 class PackedSource(Protocol):

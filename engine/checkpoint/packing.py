@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from engine.checkpoint.files import WEIGHTS_FILE
 from engine.checkpoint.loader import Checkpoint, load_checkpoint
 from engine.checkpoint.names import EMBEDDING, LM_HEAD, expected_shapes, linear_name
-from engine.checkpoint.packed_file import FloatTag, write_packed_file
+from engine.checkpoint.packed_file import write_packed_file
 from engine.checkpoint.staging import staged_directory
-from engine.checkpoint.tensor_file import widen
+from engine.checkpoint.tensor_file import FLOAT_TAGS, FloatTag, widen
 from engine.checkpoint.ternary import pack_trits
 from engine.config import PACKED_MODEL_TYPE
 from engine.errors import CheckpointError
@@ -38,8 +38,6 @@ COPIED_FILES = (
     "README.md",
 )
 """Taken along where the source has them."""
-
-_TAGS: dict[str, FloatTag] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +109,7 @@ class _Packer:
     def float_tag(self, name: str) -> FloatTag:
         if self._half and name in (EMBEDDING, LM_HEAD):
             return "F16"
-        return _TAGS[self._checkpoint.stored_dtype(name)]
+        return self._stored_tag(name)
 
     def packed_linear(self, layer: int, linear: str) -> tuple[NDArray[np.uint8], np.float32]:
         weight = self._checkpoint.linear(layer, linear)
@@ -122,7 +120,7 @@ class _Packer:
         return pack_trits(weight.trits), weight.scale
 
     def float_chunks(self, name: str) -> Iterator[NDArray[Any]]:
-        convert = self.float_tag(name) != _TAGS[self._checkpoint.stored_dtype(name)]
+        convert = self.float_tag(name) != self._stored_tag(name)
         for values in self._checkpoint.stored_chunks(name):
             yield self._to_half(name, values) if convert else values
             self._advance(values.nbytes)
@@ -131,10 +129,14 @@ class _Packer:
         minus, zero, plus = (int(count) for count in self._trits)
         return PackSummary(out, self._num_linears, self._total, packed_bytes, minus, zero, plus)
 
+    def _stored_tag(self, name: str) -> FloatTag:
+        dtype = self._checkpoint.stored_dtype(name)
+        assert dtype != "u8", name
+        return FLOAT_TAGS[dtype]
+
     def _to_half(self, name: str, values: NDArray[Any]) -> NDArray[np.float16]:
-        tag = _TAGS[self._checkpoint.stored_dtype(name)]
         with np.errstate(over="ignore"):
-            half = widen(values, tag).astype("<f2")
+            half = widen(values, self._stored_tag(name)).astype("<f2")
         if not np.all(np.isfinite(half)):
             raise CheckpointError(
                 f"{self._checkpoint.path}: {name}: holds values too large for fp16"

@@ -11,12 +11,13 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from engine.checkpoint.ternary import FloatDtype
 from engine.errors import CheckpointError
 
 LENGTH_BYTES = 8
@@ -26,6 +27,11 @@ CHUNK_BYTES = 4 << 20
 
 _CHECKED_BYTES = 128 << 10
 """Values are checked in pieces that stay in a core's cache."""
+
+FloatTag = Literal["F32", "F16", "BF16"]
+"""A float's dtype as safetensors spells it."""
+FLOAT_TAGS: dict[FloatDtype, FloatTag] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+"""Our names of the float dtypes, and safetensors'."""
 
 _NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1"}
 _SPECIAL: dict[str, tuple[type[np.uint16] | type[np.uint32], int]] = {
@@ -52,7 +58,12 @@ class TensorEntry:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The numpy dtype of the stored elements; bfloat16 appears as its 16 bits."""
-        return np.dtype(_NUMPY_DTYPES[self.tag])
+        return numpy_dtype(self.tag)
+
+
+def numpy_dtype(tag: str) -> np.dtype[Any]:
+    """The numpy dtype of elements of a safetensors dtype; bfloat16 appears as its 16 bits."""
+    return np.dtype(_NUMPY_DTYPES[tag])
 
 
 class TensorFile:
@@ -142,7 +153,7 @@ def narrow(values: NDArray[np.float32], tag: str) -> NDArray[Any]:
     """
     if tag != "BF16":
         with np.errstate(over="ignore"):
-            return values.astype(_NUMPY_DTYPES[tag], copy=False)
+            return values.astype(numpy_dtype(tag), copy=False)
     bits = np.ascontiguousarray(values).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return ((bits + (np.uint32(0x7FFF) + odd)) >> np.uint32(16)).astype("<u2")

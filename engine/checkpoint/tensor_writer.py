@@ -12,12 +12,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engine.checkpoint.tensor_file import LENGTH_BYTES
+from engine.checkpoint.tensor_file import LENGTH_BYTES, numpy_dtype
 
 ALIGNMENT = 64
 """Bytes: the data section begins on a cache line."""
-
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class PlannedTensor:
     @property
     def num_bytes(self) -> int:
         """Its size in the file."""
-        return math.prod(self.shape) * _ITEM_BYTES[self.tag]
+        return math.prod(self.shape) * numpy_dtype(self.tag).itemsize
 
 
 def write_tensor_file(

@@ -11,6 +11,8 @@ from engine.errors import ConfigError
 
 MAX_SPECULATIONS = 16
 """The longest draft that a request may ask for (the exit-state scratch is sized by it)."""
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+"""What a number takes in memory, by what head, dense linears or K/V are held in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,14 +57,14 @@ def _ternary_warnings(tensor: TensorReport) -> Iterator[str]:
 
 
 def exit_warnings(
-    report: ModelScores,
+    scores: ModelScores,
     vocab_size: int,
     exit_norm: bool,
     other_norm: Mapping[int, float],
 ) -> Iterator[str]:
     """Exits that predict like no trained, causal model; `other_norm` is as in `InspectedExits`."""
-    *early, full = report.exits
-    for score in report.exits:
+    *early, full = scores.exits
+    for score in scores.exits:
         if score.perplexity >= vocab_size / 2:
             yield (
                 f"exit {score.exit_layer}: a perplexity of {score.perplexity:.4g} is near or above "

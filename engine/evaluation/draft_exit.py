@@ -26,9 +26,9 @@ class DraftExit:
 
 
 def best_draft_exit(
-    report: ModelScores, model: ModelConfig, draft_vocab_size: int
+    scores: ModelScores, model: ModelConfig, draft_vocab_size: int
 ) -> DraftExit | None:
-    """The best of the report's exits by its measured acceptance; None if nothing was drafted.
+    """The best of the scored exits by its measured acceptance; None if nothing was drafted.
 
     With k of L layers drafting, γ drafts, the heads' cost h and d and a row's cost c, all in
     units of one pass of one row through all layers, a round costs
@@ -42,10 +42,10 @@ def best_draft_exit(
     head = per_id * model.vocab_size
     draft_head = per_id * min(draft_vocab_size, model.vocab_size)
     best: DraftExit | None = None
-    for score in report.exits:
+    for score in scores.exits:
         if score.mean_acceptance_length is None or score.exit_layer >= model.num_layers:
             continue
-        alpha = _alpha(score.mean_acceptance_length, report.num_speculations)
+        alpha = _alpha(score.mean_acceptance_length, scores.num_speculations)
         share = score.exit_layer / model.num_layers
         for count in range(1, MAX_SPECULATIONS + 1):
             tokens = sum(alpha**number for number in range(count + 1))

@@ -112,7 +112,7 @@ def evaluate(
     config = ModelConfig.from_directory(path)
     exits = chosen_exits(config, plan.exits)
     documents = documents[: plan.max_documents]
-    warnings = list(_weight_warnings(path, progress))
+    warnings = _weight_warnings(path, progress)
     other_norm: Mapping[int, float] = {}
     if plan.other_norm and len(exits) > 1:
         early = [exit_layer for exit_layer in exits if exit_layer < config.num_layers]

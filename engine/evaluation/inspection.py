@@ -141,10 +141,12 @@ def with_exits(
     config, engine = report.config, EngineConfig()
     chosen = exits or range(1, config.num_layers + 1)
     model = load_model(report.path, engine, backend, threads)
-    evaluation = score_model(
-        model, documents, exits=chosen, progress=lambda done, total: progress(done, 2 * total)
-    )
-    model.backend.close()
+    try:
+        scores = score_model(
+            model, documents, exits=chosen, progress=lambda done, total: progress(done, 2 * total)
+        )
+    finally:
+        model.backend.close()
     other = score_other_norm(
         report.path,
         documents,
@@ -153,10 +155,10 @@ def with_exits(
         threads,
         lambda done, total: progress(total + done, 2 * total),
     )
-    best = best_draft_exit(evaluation, config, engine.draft_vocab_size)
-    found = exit_warnings(evaluation, config.vocab_size, config.exit_norm, other)
+    best = best_draft_exit(scores, config, engine.draft_vocab_size)
+    found = exit_warnings(scores, config.vocab_size, config.exit_norm, other)
     return replace(
         report,
-        exits=InspectedExits(evaluation, other, best),
+        exits=InspectedExits(scores, other, best),
         warnings=(*report.warnings, *found),
     )

@@ -41,7 +41,8 @@ def ternarise(weight: Tensor) -> tuple[Tensor, float]:
     """({−1, 0, +1} as int8, s) of a latent or ternary tensor, as the checkpoint's loader has them.
 
     `engine.checkpoint.ternary.measure_scale` tells the rules; all comparisons and roundings are
-    those of the tensor's own dtype.
+    those of the tensor's own dtype. They stand here again because numpy has no bfloat16 and no
+    other device than the CPU.
     """
     dtype = _DTYPES[weight.dtype]
     weight = weight.detach()

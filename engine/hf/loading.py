@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 from engine.checkpoint.hub import download_model, is_hub_id
 from engine.checkpoint.loader import Checkpoint, PackedCheckpoint
-from engine.checkpoint.names import LINEARS, expected_shapes, linear_name, published_name
+from engine.checkpoint.names import expected_shapes, linear_places, published_name
 from engine.errors import CheckpointError, ConfigError
 from engine.hf.config import CONFIGS, BitSkipConfig
 
@@ -85,11 +85,7 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Packed linears become float32, each element −s, 0 or +s.
     """
-    places = {
-        linear_name(layer, linear): (layer, linear)
-        for layer in range(checkpoint.config.num_layers)
-        for linear in LINEARS
-    }
+    places = linear_places(checkpoint.config)
     state = {}
     for name, shape in expected_shapes(checkpoint.config).items():
         if name in places and isinstance(checkpoint, PackedCheckpoint):

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.config import ModelConfig
+from engine.config import ELEMENT_BYTES, ModelConfig
 
-WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "ternary": 0.25}
+WEIGHT_BYTES = {**ELEMENT_BYTES, "ternary": 0.25}
 """What a weight takes in memory."""
 ROW_COST = 0.17
 """What a row adds to a layer, as a share of the first row; ternary AVX2 kernels, 2 to 8 rows."""

@@ -12,48 +12,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.checkpoint.ternary import SCALE_FLOOR
 from engine.config import ModelConfig
-
-_EPS = 1e-6
+from engine.model.linears import butterflies, hadamard, quantise
 
 
 def ternarise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """({−1, 0, +1}, s) with s = mean|W| and strict thresholds at ±s/2, in the weight's dtype.
 
     The mean is accumulated in float64 and rounded once, as the loader does it, so that a weight
-    at the threshold falls on the same side in training and in serving.
+    at the threshold falls on the same side in training and in serving. The loader's own function
+    reads s as a number, which would break a compiled graph, and keeps the s of a tensor that is
+    ternary already, which a tensor in training is not.
     """
-    scale = weight.abs().mean(dtype=torch.float64).to(weight.dtype).clamp_min(_EPS)
+    scale = weight.abs().mean(dtype=torch.float64).to(weight.dtype).clamp_min(SCALE_FLOOR)
     half = 0.5 * scale
     return (weight > half).to(weight.dtype) - (weight < -half).to(weight.dtype), scale
-
-
-def quantise(x_NK: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """(integers up to ±`levels`, the step that each row of them counts in)."""
-    peak_N1 = x_NK.abs().amax(dim=-1, keepdim=True).clamp_min(_EPS)
-    return (x_NK * levels / peak_N1).round(), peak_N1 / levels
-
-
-def butterflies(x_NK: Tensor) -> Tensor:
-    """Un-normalised Walsh–Hadamard transform of every row; K is a power of two."""
-    width, stride = x_NK.shape[-1], 1
-    while stride < width:
-        u, v = x_NK.view(-1, width // (2 * stride), 2, stride).unbind(dim=2)
-        x_NK = torch.stack((u + v, u - v), dim=2).view(-1, width)
-        stride *= 2
-    return x_NK
-
-
-def hadamard(x_NK: Tensor) -> Tensor:
-    """The orthonormal transform: its own inverse, and its own adjoint."""
-    return butterflies(x_NK) * (1.0 / math.sqrt(x_NK.shape[-1]))
 
 
 class _TernaryMatmul(torch.autograd.Function):
     """y = quantise(x) · ternarise(W)ᵀ for several W at once, both quantisers straight-through.
 
     Integers are multiplied, and scaled afterwards, as in serving; bfloat16 holds them exactly.
-    With `transform`, the quantised rows are Hadamard-transformed (exactly, in float32).
+    With `transform`, the quantised rows are Hadamard-transformed first: those sums are exact in
+    float32, and rounded where `dtype` is less.
     """
 
     @staticmethod
@@ -65,7 +47,8 @@ class _TernaryMatmul(torch.autograd.Function):
         dtype: torch.dtype,
         *weights: Tensor,
     ) -> Tensor:
-        codes_NK, step_N1 = quantise(x_NK, levels)
+        codes_NK, peak_N1 = quantise(x_NK, levels)
+        step_N1 = peak_N1 / levels
         pairs = [ternarise(weight) for weight in weights]
         trits_MK = torch.cat([trits for trits, _ in pairs]).to(dtype)
         scale_M = torch.cat([s.expand(trits.shape[0]) for trits, s in pairs])
@@ -119,4 +102,4 @@ def project(
     outputs = y_NM.split([weight.shape[0] for weight in weights], dim=-1)
     if config.hadamard == "none":
         return list(outputs)
-    return [hadamard(output.contiguous()) for output in outputs]
+    return [hadamard(output) for output in outputs]

@@ -178,7 +178,7 @@ def validate(model: TrainableDecoder, heldout: Stream) -> Validation:
     context = min(_VALIDATION_CONTEXT, model.config.max_position_embeddings, len(heldout) - 1)
     if context < 1:
         return Validation({}, {})
-    exits = sorted({*model.config.suggested_exits, depth})
+    exits = model.config.suggested_exits
     num_windows = min(_NUM_VALIDATION_WINDOWS, (len(heldout) - 1) // context)
     batch_BT = torch.from_numpy(window_batch(heldout, 0, num_windows, context))
     outputs = model(batch_BT[:, :-1], exits)

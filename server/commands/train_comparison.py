@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from engine.config import EngineConfig
 
+if TYPE_CHECKING:
+    from engine.evaluation.scores import ModelScores
+
 
 def compare_exits(before: Path, after: Path, data: Path, exits: Sequence[int]) -> None:
     """Print both models' exits on held-out documents, as `bitskip eval` measures them."""
-    from engine.build import load_model
     from engine.documents import read_documents
-    from engine.evaluation.scores import score_model
 
     documents = read_documents(data)
     table = Table(title="held-out documents, before → after training")
     for column in ("exit", "perplexity", "agreement", "draft acceptance", "tokens/round"):
         table.add_column(column, justify="right")
     with Console(stderr=True).status("measuring the exits before and after"):
-        old, new = (
-            score_model(load_model(path, EngineConfig()), documents, exits=exits)
-            for path in (before, after)
-        )
+        old, new = (_scores(path, documents, exits) for path in (before, after))
     for was, now in zip(old.exits, new.exits, strict=True):
         table.add_row(
             str(now.exit_layer),
@@ -35,6 +34,17 @@ def compare_exits(before: Path, after: Path, data: Path, exits: Sequence[int]) -
             _change(was.mean_acceptance_length, now.mean_acceptance_length, ".2f"),
         )
     Console().print(table)
+
+
+def _scores(path: Path, documents: Sequence[str], exits: Sequence[int]) -> ModelScores:
+    from engine.build import load_model
+    from engine.evaluation.scores import score_model
+
+    model = load_model(path, EngineConfig())
+    try:
+        return score_model(model, documents, exits=exits)
+    finally:
+        model.backend.close()
 
 
 def _change(was: float | None, now: float | None, spec: str) -> str:

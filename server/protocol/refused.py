@@ -22,7 +22,7 @@ NO_EFFECT_FIELDS = frozenset(
         "user",
     }
 )
-"""Billing and storage fields, accepted without effect."""
+"""Of billing, storage and transport, or about tools that there are none of: without effect."""
 
 Neutral = tuple[Any, ...]
 Refused = Mapping[str, Neutral]

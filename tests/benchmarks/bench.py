@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,17 @@ class Bench:
             logger.info("  %s loads: %s", name, worker.call("load", **load))
             with self._watched(worker):
                 yield worker
+
+    def engine_worker(self, checkpoint: Path, **load: object) -> AbstractContextManager[Worker]:
+        """A worker that is ourselves, with a checkpoint, as the options say."""
+        return self.worker(
+            "engine",
+            model=str(checkpoint),
+            backend=self.options.backend,
+            threads=self.options.threads,
+            draft_exit=self.models.draft_exit,
+            **load,
+        )
 
     @contextmanager
     def server(

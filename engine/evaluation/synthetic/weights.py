@@ -24,7 +24,7 @@ from engine.checkpoint.names import (
     linear_name,
     linear_shape,
 )
-from engine.checkpoint.packed_file import FloatTag
+from engine.checkpoint.tensor_file import FloatTag
 from engine.checkpoint.ternary import BLOCK_INPUTS, INTERLEAVE, packed_shape
 from engine.config import ModelConfig
 from engine.evaluation.synthetic.vocabulary import frequent_ids

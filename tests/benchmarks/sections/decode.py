@@ -27,15 +27,7 @@ def run(bench: Bench, record: Recorder) -> None:
     checkpoint, gguf = models.synthetic(AGREEMENT), models.gguf(AGREEMENT)
     config = models.config()
     with ExitStack() as stack:
-        ours = stack.enter_context(
-            bench.worker(
-                "engine",
-                model=str(checkpoint),
-                backend=options.backend,
-                threads=options.threads,
-                draft_exit=models.draft_exit,
-            )
-        )
+        ours = stack.enter_context(bench.engine_worker(checkpoint))
         llama = stack.enter_context(
             bench.worker(
                 "llama",

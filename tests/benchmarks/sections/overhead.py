@@ -17,14 +17,7 @@ def run(bench: Bench, record: Recorder) -> None:
     """The median round of each kind, timed around the core's step and the backend's methods."""
     options, models = bench.options, bench.models
     vocab_size = models.config().vocab_size
-    with bench.worker(
-        "engine",
-        model=str(models.synthetic(AGREEMENT)),
-        backend=options.backend,
-        threads=options.threads,
-        draft_exit=models.draft_exit,
-        timed=True,
-    ) as worker:
+    with bench.engine_worker(models.synthetic(AGREEMENT), timed=True) as worker:
         record.alternate(
             [
                 Contender(

@@ -19,13 +19,7 @@ def run(bench: Bench, record: Recorder) -> None:
     config = models.config()
     length = options.tokens(PROMPT_TOKENS)
     with (
-        bench.worker(
-            "engine",
-            model=str(checkpoint),
-            backend=options.backend,
-            threads=options.threads,
-            draft_exit=models.draft_exit,
-        ) as ours,
+        bench.engine_worker(checkpoint) as ours,
         bench.worker(
             "llama",
             model=str(gguf),

@@ -31,18 +31,7 @@ def run(bench: Bench, record: Recorder) -> None:
         checkpoint = models.synthetic(agreement)
         with ExitStack() as stack:
             # `auto` learns from its own rounds, as in a server: not from those of fixed lengths.
-            fixed, auto = (
-                stack.enter_context(
-                    bench.worker(
-                        "engine",
-                        model=str(checkpoint),
-                        backend=options.backend,
-                        threads=options.threads,
-                        draft_exit=models.draft_exit,
-                    )
-                )
-                for _ in range(2)
-            )
+            fixed, auto = (stack.enter_context(bench.engine_worker(checkpoint)) for _ in range(2))
             for count in SEQUENCES:
                 prompts = _prompts(count, models.config().vocab_size)
                 auto.call(
