@@ -20,7 +20,8 @@ def read_documents(path: Path) -> list[str]:
         raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
         text = raw.decode("utf-8")
     except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data file {path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"data file {path} cannot be read: {reason or error}") from error
     documents = [document.strip() for document in text.split(END_OF_TEXT)]
     documents = [document for document in documents if document]
     if not documents:

@@ -88,6 +88,8 @@ def explain(error: Exception) -> str:
             f"{error} (404): no BitSkip server answers under this address; "
             "--url or BITSKIP_URL names another"
         )
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
 
 

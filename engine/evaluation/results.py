@@ -266,7 +266,8 @@ def read_evaluation(path: Path) -> Evaluation:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "it"
+        place = ".".join(map(str, first["loc"]))
         raise ConfigError(
-            f"{path} is no result of this version's bitskip eval: {place}: {first['msg']}"
+            f"{path} is no result of this version's bitskip eval: "
+            + (f"{place}: {first['msg']}" if place else first["msg"])
         ) from None

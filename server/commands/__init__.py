@@ -17,11 +17,18 @@ def clean_errors() -> Iterator[None]:
     try:
         yield
     except (BitSkipError, OSError) as error:
-        message = f"{type(error).__name__}: {error}" if not str(error) else str(error)
+        message = _text(error)
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"error: {message}", style="bold red", markup=False
         )
         raise typer.Exit(1) from None
+
+
+def _text(error: Exception) -> str:
+    """One that the system raised without Python's number of it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

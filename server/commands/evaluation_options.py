@@ -157,7 +157,12 @@ def check_writable(file: Path) -> None:
 
     Raises `OSError` that names what stands in the way: better before minutes are spent.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(
+            errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename
+        ) from error
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     if not os.access(file if file.exists() else file.parent, os.W_OK):

@@ -96,7 +96,7 @@ def report(
             raise BitSkipError(
                 "matplotlib is not installed: pip install 'bitskip-server[plots]', or --no-plots"
             )
-        pages = {page: page.read_text(encoding="utf-8") for page in card or []}
+        pages = {page: _page_text(page) for page in card or []}
         for file in (out / REPORT_FILE, *pages):
             check_writable(file)
         if source.is_dir():
@@ -106,6 +106,13 @@ def report(
         else:
             evaluation = _read(source, data, options, name)
         _write(evaluation, out, pages, plots)
+
+
+def _page_text(page: Path) -> str:
+    try:
+        return page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{page} is no page of text: {error}") from error
 
 
 def _read(

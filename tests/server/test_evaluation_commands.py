@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from support.served_process import NUM_LAYERS, write_model
 from support.tokenizers import write_tokenizer
 
 VOCAB_SIZE = 320
+NO_FILE = os.strerror(errno.ENOENT)
 FAST = ("--threads", "1", "--num-prompts", "1", "--num-new-tokens", "8", "--repeats", "1")
 """For a model this small, threads that wait for each other cost more than they save."""
 QUALITY_ONLY = (*FAST, "--batch-sizes", "")
@@ -201,20 +203,30 @@ def test_eval_refuses_what_it_cannot_do(model: Path, stories: Path, tmp_path: Pa
     assert not list((tmp_path / "new").iterdir()), "a failure leaves no file behind"
 
 
+def test_text_that_cannot_be_read_is_named_once(model: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.txt"
+    message = refusal("eval", model, "--data", absent)
+    assert message == f"error: data file {absent} cannot be read: {NO_FILE}"
+
+
 def test_report_refuses_what_it_cannot_do(
     model: Path, stories: Path, result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     assert "--data" in refusal("report", model, out)
     assert "absent.json" in refusal("report", tmp_path / "absent.json", out)
-    assert str(stories) in refusal("report", result, stories)
-    assert str(stories) in refusal("report", stories, out), "no JSON"
     assert "is no directory" in refusal("report", result, out, "--data", stories)
     assert "is no directory" in refusal("report", result, out, "--quick")
-    assert "page.md" in refusal("report", result, out, "--card", tmp_path / "page.md")
+    page = tmp_path / "page.md"
+    assert refusal("report", result, out, "--card", page) == f"error: {page}: {NO_FILE}"
+    page.write_bytes(b"\xff\x00")
+    assert f"{page} is no page of text" in refusal("report", result, out, "--card", page)
+    inside = f"error: {stories}: {os.strerror(errno.ENOTDIR)}"
+    assert refusal("report", result, stories) == inside
+    not_json = refusal("report", stories, out)
+    assert f"{stories} is no result of this version's bitskip eval: Invalid JSON" in not_json
     raw: dict[str, Any] = json.loads(evaluation().to_json()) | {"version": 7}
     (tmp_path / "later.json").write_text(json.dumps(raw))
     assert "later.json" in refusal("report", tmp_path / "later.json", out)
     monkeypatch.setattr("server.commands.report.find_spec", lambda name: None)
     assert "bitskip-server[plots]" in refusal("report", result, out)
-    assert "matplotlib" in sys.modules, "it was there for the others"
