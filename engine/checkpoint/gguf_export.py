@@ -90,6 +90,10 @@ def export_gguf(
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
         try:
+            staging.touch(exist_ok=False)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(out)) from error
+        try:
             error = _Exporter(checkpoint, config, progress).write(staging)
             num_bytes = staging.stat().st_size
             # Fails if somebody else made the file meanwhile: only our own is replaced.

@@ -25,7 +25,10 @@ def staged_directory(out: Path) -> Iterator[Path]:
     # An existing directory may be a mount point, which can be filled but not replaced.
     into_existing = out.exists()
     staging = (out if into_existing else out.parent) / f".{out.name}.{uuid.uuid4().hex}.partial"
-    staging.mkdir()
+    try:
+        staging.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from error
     try:
         yield staging
         if into_existing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
 from collections import Counter
@@ -81,6 +83,19 @@ def test_pack_refuses_what_it_cannot_pack(model: Path, packed: Path, tmp_path: P
     assert f"{missing}: no such directory" in refusal("pack", missing, tmp_path / "out")
     assert "--dtype" in refusal("pack", model, tmp_path / "out", "--dtype", "fp8", code=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_written_is_named_as_it_was_given(
+    model: Path, exportable: Path, tmp_path: Path
+) -> None:
+    """The system takes no name as long as that of the unfinished file would be."""
+    out = tmp_path / ("x" * 240)
+    reason = os.strerror(errno.ENAMETOOLONG)
+    commands = (
+        ("pack", model, out), ("export", model, out, "--format", "hf"), ("export", exportable, out),
+    )  # fmt: skip
+    for command in commands:
+        assert refusal(*command).replace(" ", "") == f"error: {out}: {reason}".replace(" ", "")
 
 
 @pytest.fixture(scope="module")
