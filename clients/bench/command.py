@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,10 +128,25 @@ def bench(
             seed=seed,
             sampling=Sampling(model, temperature, ignore_eos),
         )
+        _check_writable(output, plots)
         report = _measure(url, api_key, options)
         _show(report, output, plots, as_json)
     if any(run.summary.num_failed for run in report.runs):
         raise typer.Exit(1)
+
+
+def _check_writable(output: Path | None, plots: Path | None) -> None:
+    """Make the folders to write into; raises `OSError` now, not when the load has been sent."""
+    for folder in filter(None, (output and output.parent, plots)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            code = errno.ENOTDIR
+            raise NotADirectoryError(code, os.strerror(code), error.filename) from error
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    if output is not None and output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
 
 
 def _measure(url: str, api_key: str | None, options: BenchOptions) -> Report:
@@ -153,7 +170,6 @@ def _show(report: Report, output: Path | None, plots: Path | None, as_json: bool
     from clients.bench.display import print_report
 
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(report.to_json())
     if as_json:
         sys.stdout.write(report.to_json().decode() + "\n")

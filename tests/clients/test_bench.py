@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import math
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -305,6 +307,25 @@ def test_options_that_are_none(demo: ServedProcess, arguments: tuple[str, ...], 
     done = bench("--url", demo.url, *arguments)
     assert done.exit_code in (1, 2) and part in done.stderr
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "code"),
+    [
+        ("--output", ".", errno.EISDIR),
+        ("--output", "file/run.json", errno.ENOTDIR),
+        ("--plots", "file", errno.ENOTDIR),
+    ],
+)
+def test_what_cannot_be_written_is_known_before_load_is_sent(
+    tmp_path: Path, option: str, place: str, code: int
+) -> None:
+    """The server is not there at all: nobody has asked it anything."""
+    (tmp_path / "file").touch()
+    done = bench("--url", "http://127.0.0.1:1", option, tmp_path / place)
+    assert done.exit_code == 1
+    culprit = tmp_path / place if option == "--plots" or place == "." else tmp_path / "file"
+    assert done.stderr == f"error: {culprit}: {os.strerror(code)}\n"
 
 
 def test_no_two_of_forty_runs_are_drawn_alike() -> None:
