@@ -383,6 +383,8 @@ def load_settings(**given: Any) -> ServerSettings:
         first = failure.errors(include_url=False, include_context=False, include_input=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "path_not_file":
+            message = f"{failure.errors()[0]['input']} is no file"
         place = ""
         if name in from_file:
             place = f"{path}: "

@@ -279,6 +279,13 @@ def test_errors_at_the_start_are_one_line() -> None:
     ]
 
 
+def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.jinja", tmp_path):
+        result = CliRunner().invoke(app, ["serve", "--chat-template", str(path)])
+        assert result.exit_code == 1
+        assert result.stderr == f"error: chat_template: {path} is no file\n"
+
+
 def test_clean_errors_keep_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BaseException) as caught, clean_errors():  # typer's Exit
         raise CheckpointError("bad [tensor] name")
