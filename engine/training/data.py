@@ -88,7 +88,10 @@ def load_sources(
     first = read_documents(sources[0].path)
     rng.shuffle(first)
     if num_heldout >= len(first):
-        raise ConfigError(f"{sources[0].path} has only {len(first)} documents")
+        raise ConfigError(
+            f"{sources[0].path} has only {len(first)} documents, and {num_heldout} of the first "
+            "file are to be kept out of training"
+        )
     heldout = first[:num_heldout]
     hidden = frozenset(heldout)
     first = [document for document in first[num_heldout:] if document not in hidden]

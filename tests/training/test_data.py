@@ -216,6 +216,13 @@ def test_an_interrupted_preparation_starts_over(tmp_path: Path, stories: Path) -
     assert len(np.load(out / "stream.npy")) > 35
 
 
+def test_a_file_with_nothing_beside_what_is_held_out_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "two.txt"
+    file.write_text(f"one\n{END_OF_TEXT}\ntwo", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"two\.txt has only 2 documents, and 5 of"):
+        prepare_data(tmp_path / "run", [DataSource(file)], 290, 5, seed=0)
+
+
 def test_a_new_run_needs_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs data"):
         prepare_data(tmp_path / "run", [], 290, 5, seed=0)
