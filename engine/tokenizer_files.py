@@ -135,7 +135,7 @@ def _read_text(file: Path) -> str:
 def _read_object(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(_read_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(raw, dict):
         raise TokenizerError(f"{file}: not a JSON object")

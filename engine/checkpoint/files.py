@@ -40,7 +40,7 @@ def _shards(path: Path, index: Path) -> tuple[Path, ...]:
         content = json.loads(index.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{index}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{index}: not valid JSON ({error})") from error
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:

@@ -8,6 +8,9 @@ from typing import Any, TypeGuard
 
 from engine.errors import ConfigError
 
+MAX_SIZE = 2**31 - 1
+"""Native code counts with 32 bits."""
+
 
 def is_integer(value: object) -> TypeGuard[int]:
     """JSON's true and false are integers to Python, but not to us."""
@@ -41,11 +44,13 @@ class Fields:
         """Whether the field is there, and neither null nor false nor empty."""
         return bool(self._raw.get(name))
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A positive integer."""
+    def size(self, name: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+        """A positive integer, of at most `most`."""
         value = self.get(name, default)
         if not is_integer(value) or value < 1:
             raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        if value > most:
+            raise ConfigError(f"{name} must be at most {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

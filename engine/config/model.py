@@ -35,6 +35,10 @@ _SIZES = (
     "max_position_embeddings",
 )
 
+_MAX_LAYERS = 1_000
+_MAX_POSITIONS = 1 << 24
+"""Far more than any model has; what is larger is a slip, and would take all memory."""
+
 _MAX_TRANSFORMED_WIDTH = 1 << 16
 """|Σ (Hq)·t| ≤ 127·n·√n, which 32 bits hold up to this n."""
 
@@ -174,7 +178,7 @@ class ModelConfig:
         numerics = numerics_of(str(raw.get("model_type", "bitskip_v1_earlyexit")))
         refuse_other_llamas(fields)
         hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-        num_layers = fields.size("num_hidden_layers")
+        num_layers = fields.size("num_hidden_layers", most=_MAX_LAYERS)
         eos = raw.get("eos_token_id")
         draft_exit = raw.get("draft_exit_layer")
         if draft_exit is not None and not (
@@ -192,7 +196,9 @@ class ModelConfig:
             num_kv_heads=fields.size("num_key_value_heads", heads),
             head_dim=fields.size("head_dim", hidden // heads),
             intermediate_size=fields.size("intermediate_size"),
-            max_position_embeddings=fields.size("max_position_embeddings", numerics.context),
+            max_position_embeddings=fields.size(
+                "max_position_embeddings", numerics.context, _MAX_POSITIONS
+            ),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
@@ -216,7 +222,7 @@ class ModelConfig:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: not valid JSON ({error})") from error
         if not isinstance(raw, dict):
             raise CheckpointError(f"{file}: not a JSON object")

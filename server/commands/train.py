@@ -284,7 +284,7 @@ def _progress() -> Iterator[Report]:
     with Progress(
         TextColumn("step {task.fields[step]}"),
         BarColumn(),
-        TextColumn("{task.percentage:>5.1f} %  loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.percentage:>5.1f} %  {task.fields[loss]}"),
         TextColumn("{task.fields[rate]:,.0f} tok/s"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -292,14 +292,14 @@ def _progress() -> Iterator[Report]:
         console=Console(stderr=True),
         speed_estimate_period=120.0,
     ) as bar:
-        task = bar.add_task("train", total=1.0, step=0, loss=float("nan"), rate=0.0)
+        task = bar.add_task("train", total=1.0, step=0, loss="", rate=0.0)
 
         def report(progress: float, entry: Mapping[str, Any]) -> None:
             bar.update(
                 task,
                 completed=progress,
                 step=entry["step"],
-                loss=entry["loss"],
+                loss=f"loss {entry['loss']:.3f}",
                 rate=entry["tokens_per_s"],
             )
 

@@ -114,6 +114,15 @@ def test_wrong_sizes_are_named(name: str, value: object) -> None:
         ModelConfig.from_dict({**RAW, name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("vocab_size", 1 << 31), ("num_hidden_layers", 10**7), ("max_position_embeddings", 1 << 25)],
+)
+def test_sizes_beyond_all_measure_are_named(name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at most"):
+        ModelConfig.from_dict({**RAW, name: value})
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["big", True, [1], {}, 0, -1.0, math.nan, math.inf, 10**400])
 def test_wrong_numbers_are_named(name: str, value: object) -> None:
@@ -191,7 +200,7 @@ def test_a_config_file_is_read(tmp_path: Path) -> None:
     assert ModelConfig.from_directory(tmp_path) == ModelConfig.from_dict(RAW)
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"vocab_size": 3}', "\udcff"])
+@pytest.mark.parametrize("text", [None, "{", "[]", "[" * 100_000, '{"vocab_size": 3}', "\udcff"])
 def test_a_broken_config_file_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         content = text.encode(errors="surrogateescape")
