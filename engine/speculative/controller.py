@@ -53,8 +53,6 @@ MAX_PLAN_ROUNDS = 64
 """up to so many."""
 MIN_TRIES = 3
 """Such tries that are made whatever they seem to cost: one measurement may be wrong."""
-MIN_SURPRISE = 0.04
-"""How much quicker than predicted such a try must be, at least, to be repeated at once."""
 LAST_WAIT = 64
 """The longest wait for a try that costs much, in rounds,"""
 LAST_WAIT_S = 0.25
@@ -168,7 +166,7 @@ class _Way:
     share: float = 1.0
     """The ratio that the latest try was expected to have, over the best one."""
     is_surprised: bool = False
-    """Whether it was clearly quicker, by half of what it would need to be the best itself."""
+    """Whether it was quicker by half of what it would have needed to be the best itself."""
 
     def is_due(self) -> bool:
         """Whether it has not been gone for long enough, or did better than expected."""
@@ -301,8 +299,7 @@ class DraftController:
         if way is not None:
             predicted_s = sum(self._costs.predict(shape) for shape, _ in passes)
             taken_s = sum(duration_s for _, duration_s in passes)
-            quicker = max(MIN_SURPRISE, (1.0 - way.share) / 2)
-            way.is_surprised = taken_s < (1.0 - quicker) * predicted_s
+            way.is_surprised = taken_s < (1.0 + way.share) / 2 * predicted_s
 
     # --- whose drafts come from where --------------------------------------------------------
 
@@ -374,9 +371,8 @@ class DraftController:
             share = other.estimate.ratio / best.estimate.ratio
             if way.num_tries >= MIN_TRIES:
                 allowed = FAR_SHARE if way is watch.far else NEAR_SHARE
-                round_s = best.estimate.seconds
-                loss = 1.0 - share + self._planning_s.value_or(0.0) / round_s
-                way.wait = _wait(loss, allowed, max(LAST_WAIT, int(LAST_WAIT_S / round_s)))
+                longest = max(LAST_WAIT, int(LAST_WAIT_S / best.estimate.seconds))
+                way.wait = _wait(1.0 - share, allowed, longest)
                 if not way.is_due():
                     continue
             way.num_rounds = 0
