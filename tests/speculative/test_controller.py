@@ -76,3 +76,15 @@ def test_what_surrounds_draft_passes_counts(around_s: float, drafts: bool) -> No
     simulation.run(ROUNDS)
     mean = sum(simulation.lengths) / ROUNDS
     assert mean > 1.5 if drafts else mean < 0.3
+
+
+@pytest.mark.parametrize("acceptance", [0.02, 0.9])
+def test_where_planning_is_dear_a_plan_serves_more_rounds(acceptance: float) -> None:
+    shares: list[float] = []
+    for planning_s in (0.0, 0.005):
+        simulation = Simulation(FREE_ROWS, [acceptance], seed=7, planning_s=planning_s)
+        simulation.run(WARM_UP)
+        simulation.num_plans = 0
+        simulation.run(ROUNDS)
+        shares.append(simulation.num_plans / ROUNDS)
+    assert shares[1] < 0.75 * shares[0]

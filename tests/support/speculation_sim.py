@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from engine.config import MAX_SPECULATIONS
 from engine.speculative.acceptance import DraftRecord
-from engine.speculative.controller import DraftController
+from engine.speculative.controller import Choice, DraftController
 from engine.speculative.costs import CostFormula, CostModel, PassShape
 from engine.speculative.planning import Candidate
 
@@ -107,12 +107,18 @@ class Simulation:
     """Whether heads are surer of drafts that stand."""
     around_drafts_s: float = 0.0
     """What the host takes around each draft pass."""
+    planning_s: float = 0.0
+    """What choosing drafts takes, where it is not repeated."""
+    num_plans: int = 0
+    """Rounds whose drafts were chosen anew."""
     controller: DraftController = field(
         default_factory=lambda: DraftController(CostModel(CostFormula(8.0, 1.0)))
     )
     rng: random.Random = field(init=False)
     noise: Noise = field(init=False)
     records: list[dict[int, DraftRecord]] = field(init=False)
+    choices: list[Choice] = field(default_factory=list)
+    """Of the latest round; a plan that is repeated gives the same list again."""
     seconds: float = 0.0
     tokens: float = 0.0
     """Expected of the drafts that were verified: luck is not what is to be judged."""
@@ -137,6 +143,10 @@ class Simulation:
             for records in self.records
         ]
         drafting = self.controller.begin_round(candidates)
+        is_new = drafting.choices is not self.choices
+        self.choices = drafting.choices
+        self.num_plans += is_new
+        planning_s = self.planning_s if is_new else 0.0
         drafts: list[list[bool]] = [[] for _ in candidates]
         passes: list[PassShape] = []
         active = [i for i, choice in enumerate(drafting.choices) if choice.num_drafts]
@@ -155,11 +165,11 @@ class Simulation:
         passes.append(PassShape(False, NUM_LAYERS, row_layers, len(drafts) + num_drafts))
         times = [self.machine(shape) for shape in passes]
         around_s = self.around_drafts_s * sum(shape.is_draft for shape in passes)
-        self.seconds += sum(times) + around_s
+        self.seconds += sum(times) + around_s + planning_s
         self.controller.learn(
             [(shape, time * self.noise()) for shape, time in zip(passes, times, strict=True)],
-            around_s,
-            planning_s=0.0,
+            around_s + planning_s,
+            planning_s,
         )
         for index, standing in enumerate(drafts):
             num_accepted = (*standing, False).index(False)
