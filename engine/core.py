@@ -37,7 +37,7 @@ class Core:
             config.num_blocks, config.block_size, config.enable_prefix_caching
         )
         self.scheduler = Scheduler(config, self.cache)
-        self._rounds = RoundRunner(backend, clock)
+        self.rounds = RoundRunner(backend, clock)
         self._ended = StepResult()
         """Ends that happened between steps, to be reported with the next one."""
 
@@ -73,7 +73,7 @@ class Core:
         result.stats.num_prefix_queries = self.cache.num_queried_tokens - queries
         result.stats.num_prefix_hits = self.cache.num_hit_tokens - hits
         if plan.work:
-            verdicts, passes = self._rounds.run(plan.work)
+            verdicts, passes = self.rounds.run(plan.work)
             self._learn(plan.work, passes[-1])
             result.stats.passes = passes
             for verdict in verdicts:

@@ -62,16 +62,22 @@ class _Passes:
         self.times.append((PassShape(phase == "draft", deepest, row_layers, head_rows), duration_s))
 
 
+def new_controller(backend: Backend) -> DraftController:
+    """One that knows a backend's dtypes, and has learned nothing yet."""
+    formula = CostFormula.of(
+        backend.config, backend.head_dtype, len(backend.draft_ids), backend.linear_dtype
+    )
+    return DraftController(CostModel(formula))
+
+
 class RoundRunner:
     """Runs the rounds that a scheduler plans; decides who drafts how much of what it reserved."""
 
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
         self._backend = backend
         self._clock = clock
-        formula = CostFormula.of(
-            backend.config, backend.head_dtype, len(backend.draft_ids), backend.linear_dtype
-        )
-        self._controller = DraftController(CostModel(formula))
+        self.controller = new_controller(backend)
+        """May be replaced between rounds, with all that it has learned."""
 
     def run(self, plan: Sequence[Work]) -> tuple[list[Verdict], list[PassStats]]:
         """Draft, sweep and judge; raises whatever the backend raises."""
@@ -82,7 +88,7 @@ class RoundRunner:
         proposals = self._proposals(plan, decoding)
         candidates = [_candidate(plan[index], proposals.get(index, ())) for index in decoding]
         asked = self._clock()
-        drafting = self._controller.begin_round(candidates, _prefill_load(plan))
+        drafting = self.controller.begin_round(candidates, _prefill_load(plan))
         planning_s = self._clock() - asked
         self._draft(plan, tables, decoding, proposals, drafting, passes)
         verdicts = self._verify(plan, tables, passes)
@@ -92,7 +98,7 @@ class RoundRunner:
                 drafting.judge(place, verdict.num_drafts, len(verdict.tokens) - 1)
         in_passes = sum(duration for _, duration in passes.times)
         overhead_s = self._clock() - started - in_passes
-        self._controller.learn(passes.times, overhead_s, planning_s)
+        self.controller.learn(passes.times, overhead_s, planning_s)
         return verdicts, passes.stats
 
     # --- drafting ----------------------------------------------------------------------------

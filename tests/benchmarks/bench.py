@@ -15,7 +15,7 @@ from typing import NamedTuple
 from benchmarks import machine
 from benchmarks.models import Models
 from benchmarks.options import Options
-from benchmarks.results import SectionResult, Series
+from benchmarks.results import Case, SectionResult, Series
 from benchmarks.serving import Server
 from benchmarks.worker import ROOT, Worker, python_environment
 
@@ -118,33 +118,35 @@ class Recorder:
         self.result = result
 
     def alternate(
-        self, contenders: Sequence[Contender], repeats: int | None = None, warm_up: bool = True
-    ) -> None:
+        self,
+        contenders: Sequence[Contender],
+        repeats: int | None = None,
+        warm_up: bool = True,
+        first: int = 0,
+    ) -> list[Series]:
         """Measure in turns, A B C A B C: what disturbs the machine disturbs everybody.
 
-        Every sample notes how many cores the idle competitors used meanwhile (they should
-        sleep), and how many the rest of the machine did.
+        Contenders that have samples get more of them; `first` is then the number of the first
+        further repeat. Every sample notes how many cores the idle competitors used meanwhile
+        (they should sleep), and how many the rest of the machine did. Returns everybody's series.
         """
         repeats = self._bench.options.repeats if repeats is None else repeats
         if warm_up:
             for contender in contenders:
                 contender.measure(-1)
-        series = [Series(each.system, dict(each.case), each.unit) for each in contenders]
-        self.result.series += series
-        for repeat in range(repeats):
+        series = [self._series(each.system, each.unit, each.case) for each in contenders]
+        for repeat in range(first, first + repeats):
             for contender, own in zip(contenders, series, strict=True):
                 sample, company = self._watch(contender, repeat)
                 own.add(sample.value, {**_present(sample.notes), **company})
             self.result.save(self._bench.results)
         for own in series:
             logger.info("  %s", describe(own))
+        return series
 
     def add(self, system: str, unit: str, sample: Sample, **case: str | int | float) -> None:
         """Record a sample that was taken in some other way."""
-        known = self.result.find(system, **case)
-        if known is None:
-            known = Series(system, case, unit)
-            self.result.series.append(known)
+        known = self._series(system, unit, case)
         known.add(sample.value, _present(sample.notes))
         self.result.save(self._bench.results)
         logger.info("  %s", describe(known))
@@ -155,6 +157,14 @@ class Recorder:
         self.result.conditions["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.result.complete = True
         self.result.save(self._bench.results)
+
+    def _series(self, system: str, unit: str, case: Case) -> Series:
+        """The series of a system in a case, made if it is new."""
+        for series in self.result.series:
+            if series.system == system and series.case == case:
+                return series
+        self.result.series.append(Series(system, dict(case), unit))
+        return self.result.series[-1]
 
     def _watch(self, contender: Contender, repeat: int) -> tuple[Sample, dict[str, float]]:
         measured = contender.process.pid

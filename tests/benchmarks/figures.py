@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
-from statistics import median
+from math import pi, sqrt
+from statistics import median, pstdev
 
 
 def spread(samples: Sequence[float]) -> float:
@@ -25,6 +25,12 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     return median(above / below for above, below in pairs)
 
 
+def ratio_error(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """The standard error of `paired_ratio`, as of a median of values that are spread normally."""
+    ratios = [above / below for above, below in zip(numerators, denominators, strict=False)]
+    return sqrt(pi / 2) * pstdev(ratios) / sqrt(len(ratios))
+
+
 def best(candidates: Mapping[str, Sequence[float]]) -> str:
     """The name with the greatest median."""
     return max(candidates, key=lambda name: median(candidates[name]))
@@ -35,13 +41,16 @@ def over_best(samples: Sequence[float], candidates: Mapping[str, Sequence[float]
 
     The greatest of several noisy medians is the one that was lucky. So the best is picked from
     every other sample and compared in those between, then the other way round, and the figure is
-    the geometric mean of the two.
+    the geometric mean of the two. Candidates with fewer samples were given up, and cannot be it.
     """
-    shortest = min(len(samples), *map(len, candidates.values()))
-    if shortest < 2:
+    candidates = {name: own for name, own in candidates.items() if len(own) >= len(samples)}
+    if not candidates:
+        raise ValueError("there is no candidate with a sample for each of those to compare")
+    if len(samples) < 2:
         return paired_ratio(samples, candidates[best(candidates)])
     ratios = []
     for half in (0, 1):
-        picked = best({name: own[1 - half :: 2] for name, own in candidates.items()})
+        others = range(1 - half, len(samples), 2)
+        picked = best({name: [own[i] for i in others] for name, own in candidates.items()})
         ratios.append(paired_ratio(samples[half::2], candidates[picked][half::2]))
     return sqrt(ratios[0] * ratios[1])

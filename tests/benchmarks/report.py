@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.figures import spread
 from benchmarks.results import SectionResult, Series
-from benchmarks.targets import TARGETS, auto_over_best
+from benchmarks.targets import TARGETS, auto_error, auto_over_best
 
 Results = Mapping[str, SectionResult]
 
@@ -123,13 +123,14 @@ def _speculation(result: SectionResult) -> str:
             }
             if not found:
                 continue
-            auto_ratio = auto_over_best(result, agreement=agreement, sequences=sequences)
+            case = {"agreement": agreement, "sequences": sequences}
+            ratio, error = auto_over_best(result, **case), auto_error(result, **case)
             single = found["1"].note("acceptance") if "1" in found else None
             rows.append(
                 (
                     sequences,
                     *(_number(found[mode].median) if mode in found else "" for mode in modes),
-                    "" if auto_ratio is None else _number(auto_ratio),
+                    "" if ratio is None or error is None else f"{ratio:.3f} ± {error:.3f}",
                     "" if single is None else f"{single:.0%}",
                 )
             )

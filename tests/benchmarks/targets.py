@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.figures import best, over_best, paired_ratio
-from benchmarks.results import SectionResult, Series
+from benchmarks.figures import best, over_best, paired_ratio, ratio_error
+from benchmarks.results import Case, SectionResult, Series
 
 Figure = Callable[[SectionResult], float | None]
 """None: not measured."""
@@ -57,11 +57,14 @@ def middle(of: dict[str, str | int], note: str | None = None, factor: float = 1.
 
 def auto_over_best(result: SectionResult, **case: str | int | float) -> float | None:
     """`auto` over the best of plain decoding and all fixed drafts, in one case."""
-    modes = {str(series.case["mode"]): series.samples for series in result.select(**case)}
-    auto = modes.pop("auto", None)
-    if auto is None or not modes:
-        return None
-    return over_best(auto, modes)
+    auto, modes = _auto_and_others(result, case)
+    return over_best(auto, modes) if auto and modes else None
+
+
+def auto_error(result: SectionResult, **case: str | int | float) -> float | None:
+    """The standard error of `auto_over_best`."""
+    auto, modes = _auto_and_others(result, case)
+    return ratio_error(auto, modes[best(modes)]) if auto and modes else None
 
 
 def worst_auto(result: SectionResult) -> float | None:
@@ -108,6 +111,15 @@ def over_best_llama(result: SectionResult) -> float | None:
     if ours is None or not theirs:
         return None
     return paired_ratio(ours.samples, theirs[best(theirs)])
+
+
+def _auto_and_others(
+    result: SectionResult, case: Case
+) -> tuple[list[float] | None, dict[str, list[float]]]:
+    """The samples of `auto`, and of the other modes that were measured to the end."""
+    modes = {str(series.case["mode"]): series.samples for series in result.select(**case)}
+    auto = modes.pop("auto", None)
+    return auto, {mode: own for mode, own in modes.items() if len(own) >= len(auto or ())}
 
 
 def _find(result: SectionResult, named: dict[str, str | int]) -> Series | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,11 @@ from benchmarks.options import Options
 from benchmarks.results import read_results
 from benchmarks.serving import BitSkipDialect, decode_rate
 from benchmarks.worker import WorkerError
+from benchmarks.workers.engine import EngineWorker
 from engine.backends.registry import has_native_kernels
 from engine.checkpoint.loader import load_checkpoint
 from engine.checkpoint.packing import pack_checkpoint
+from engine.speculative.controller import DraftController
 from support.checkpoints import tiny_config, write_checkpoint
 from support.tokenizers import write_tokenizer
 
@@ -89,6 +92,43 @@ def test_samples_alternate_and_are_kept_as_they_come(
     assert [each.samples for each in saved.series] == [[1.0], [1.0]]
     assert set(saved.series[0].notes) == {"seconds", "idle_cores", "foreign_cores"}
     assert saved.conditions["options"]["repeats"] == 2
+
+
+def test_who_is_measured_on_keeps_its_series(bench: Bench, model: Path) -> None:
+    load = {"model": str(model), "backend": "cpu", "threads": 1, "draft_exit": 2}
+    record = bench.record("speculation")
+    with bench.worker("engine", **load) as worker:
+        contenders = [
+            Contender("bitskip", "tok/s", worker, lambda repeat: Sample(repeat, {}), {"mode": mode})
+            for mode in ("plain", "auto")
+        ]
+        record.alternate(contenders, 2, warm_up=False)
+        (further,) = record.alternate(contenders[1:], 3, warm_up=False, first=2)
+    plain, auto = record.result.series
+    assert plain.samples == [0, 1] and auto.samples == [0, 1, 2, 3, 4]
+    assert further is auto
+
+
+def test_auto_learns_apart_from_fixed_lengths(model: Path) -> None:
+    """One process serves all modes; what `auto` knows must be of its own rounds."""
+    if not has_native_kernels():
+        pytest.skip("the native kernels were not compiled")
+    engine = EngineWorker()
+    engine.load(str(model), "cpu", threads=1, draft_exit=2)
+    taught: dict[str | int, set[int]] = {}
+    learn = DraftController.learn
+    with pytest.MonkeyPatch.context() as patch:
+        for mode in ("plain", 3, "auto", 2):
+            heard = taught[mode] = set()
+
+            def note(self: DraftController, *args: Any, heard: set[int] = heard) -> None:
+                heard.add(id(self))
+                learn(self, *args)
+
+            patch.setattr(DraftController, "learn", note)
+            engine.decode(PROMPTS, 6, mode)
+    assert taught["plain"] == taught[3] == taught[2]
+    assert len(taught["auto"]) == 1 and taught["auto"].isdisjoint(taught["plain"])
 
 
 def test_a_server_streams_and_counts(bench: Bench, model: Path) -> None:

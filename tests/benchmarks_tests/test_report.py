@@ -113,7 +113,7 @@ def test_a_report_shows_every_section_and_agreement() -> None:
     single.notes["acceptance"] = [0.5, 0.85, 0.9]
     drafting.series.insert(0, single)
     text = report({"decode": decode(), "speculation": drafting})
-    assert "| 1 | 12 | 10 | 15 | 18 | 1.2 | 85% |" in text
-    assert "| 8 |  | 80 | 60 | 72 | 0.9 |  |" in text
+    assert "| 1 | 12 | 10 | 15 | 18 | 1.200 ± 0.000 | 85% |" in text
+    assert "| 8 |  | 80 | 60 | 72 | 0.900 ± 0.000 |  |" in text
     assert "Agreement 85% (synthetic)" in text
     assert "commits: None, abc" in text

@@ -13,6 +13,7 @@ from benchmarks.workers.loop import serve
 from engine.build import join_parts, load_model
 from engine.config import EngineConfig
 from engine.request import Request
+from engine.rounds import new_controller
 from engine.types import DraftMethod, SamplingParams, SpeculativeParams
 
 
@@ -60,6 +61,8 @@ class EngineWorker:
             loaded = replace(loaded, backend=self._timed)  # pyright: ignore[reportArgumentType]
         parts = join_parts(loaded, config)
         self._core, self._intake = parts.core, parts.intake
+        # `auto` learns from its own rounds, as in a server: not from those of fixed lengths.
+        self._auto, self._others = parts.core.rounds.controller, new_controller(parts.backend)
         self._draft_exit = draft_exit
         return {"backend": parts.backend.name, "layers": loaded.config.num_layers}
 
@@ -79,6 +82,7 @@ class EngineWorker:
         No sequence ends before that, so all rounds that are timed have all sequences in them.
         `mode` is "plain", a fixed number of drafts, or "auto".
         """
+        self._core.rounds.controller = self._auto if mode == "auto" else self._others
         requests = self._add(prompts, None, mode)
         while not all(request.num_generated for request in requests):
             self._core.step()
