@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib  # pyright: ignore[reportMissingImports]
+import numpy as np
 from matplotlib import pyplot as plt  # pyright: ignore[reportMissingImports]
 
 from benchmarks.results import SectionResult, Series
 
 matplotlib.use("Agg")
+
+SHOWN = (0.1, 0.9)
+"""Quantiles of the samples between which a line's band lies."""
 
 
 def draw(results: Mapping[str, SectionResult], folder: Path) -> list[Path]:
@@ -47,9 +51,9 @@ def _speculation(result: SectionResult):
     for axes, count in zip(panels[0], counts, strict=True):
         for mode in modes:
             width = 2.5 if mode in ("plain", "auto") else 1.0
-            label = mode if mode in ("plain", "auto") else f"{mode} drafts"
+            label = counted(mode, "draft") if mode.isdigit() else mode
             _line(axes, list(result.select(sequences=count, mode=mode)), "agreement", label, width)
-        _finish(axes, "agreement of exit and full depth", f"{count} sequence(s)")
+        _finish(axes, "agreement of exit and full depth", counted(count, "sequence"))
     for axes in panels[0][1:]:
         axes.set_ylabel("")
         axes.get_legend().remove()
@@ -68,13 +72,18 @@ def _servers(result: SectionResult):
         axes.bar(names, [each.median for each in series], yerr=errors, capsize=3)
         axes.tick_params(axis="x", labelsize=7)
         axes.set_ylabel("tokens per second")
-        axes.set_title(f"{count} stream(s) over HTTP", fontsize=10)
+        axes.set_title(f"{counted(count, 'stream')} over HTTP", fontsize=10)
     return figure
 
 
 def _mode(series: Series) -> str:
     mode = str(series.case["mode"])
-    return f"{mode} drafts" if mode.isdigit() else mode
+    return counted(mode, "draft") if mode.isdigit() else mode
+
+
+def counted(count: int | str, noun: str) -> str:
+    """A number and its noun: 1 draft, 2 drafts."""
+    return f"{count} {noun}" if int(count) == 1 else f"{count} {noun}s"
 
 
 def _line(axes, series: list[Series], key: str, label: str, width: float = 1.5) -> None:
@@ -85,7 +94,7 @@ def _line(axes, series: list[Series], key: str, label: str, width: float = 1.5) 
     (line,) = axes.plot(
         places, [each.median for each in series], marker="o", ms=3, lw=width, label=label
     )
-    low, high = [min(each.samples) for each in series], [max(each.samples) for each in series]
+    low, high = zip(*(np.quantile(each.samples, SHOWN) for each in series), strict=True)
     axes.fill_between(places, low, high, color=line.get_color(), alpha=0.12, lw=0)
 
 
