@@ -41,16 +41,13 @@ def over_best(samples: Sequence[float], candidates: Mapping[str, Sequence[float]
 
     The greatest of several noisy medians is the one that was lucky. So the best is picked from
     every other sample and compared in those between, then the other way round, and the figure is
-    the geometric mean of the two. Candidates with fewer samples were given up, and cannot be it.
+    the geometric mean of the two.
     """
-    candidates = {name: own for name, own in candidates.items() if len(own) >= len(samples)}
-    if not candidates:
-        raise ValueError("there is no candidate with a sample for each of those to compare")
-    if len(samples) < 2:
+    shortest = min(len(samples), *map(len, candidates.values()))
+    if shortest < 2:
         return paired_ratio(samples, candidates[best(candidates)])
     ratios = []
     for half in (0, 1):
-        others = range(1 - half, len(samples), 2)
-        picked = best({name: [own[i] for i in others] for name, own in candidates.items()})
+        picked = best({name: own[1 - half :: 2] for name, own in candidates.items()})
         ratios.append(paired_ratio(samples[half::2], candidates[picked][half::2]))
     return sqrt(ratios[0] * ratios[1])

@@ -62,7 +62,7 @@ def auto_over_best(result: SectionResult, **case: str | int | float) -> float | 
 
 
 def auto_error(result: SectionResult, **case: str | int | float) -> float | None:
-    """The standard error of `auto_over_best`."""
+    """The standard error of `auto_over_best`, as that of the ratio to the best of all samples."""
     auto, modes = _auto_and_others(result, case)
     return ratio_error(auto, modes[best(modes)]) if auto and modes else None
 
@@ -116,7 +116,7 @@ def over_best_llama(result: SectionResult) -> float | None:
 def _auto_and_others(
     result: SectionResult, case: Case
 ) -> tuple[list[float] | None, dict[str, list[float]]]:
-    """The samples of `auto`, and of the other modes that were measured to the end."""
+    """The samples of `auto`, and of the other modes that were not given up before it ended."""
     modes = {str(series.case["mode"]): series.samples for series in result.select(**case)}
     auto = modes.pop("auto", None)
     return auto, {mode: own for mode, own in modes.items() if len(own) >= len(auto or ())}

@@ -48,13 +48,6 @@ def test_over_best_of_single_samples_is_their_ratio() -> None:
     assert over_best([3.0], {"slow": [2.0], "fast": [4.0]}) == 0.75
 
 
-def test_over_best_leaves_out_who_was_given_up() -> None:
-    """Clearly slower after two samples, and never measured in the machine's slow spell."""
-    assert over_best([9.0, 9.0, 4.5, 4.5], {"given up": [8.0, 8.0], "best": [10, 10, 5, 5]}) == 0.9
-    with pytest.raises(ValueError, match="no candidate"):
-        over_best([9.0, 9.0], {"given up": [8.0]})
-
-
 def test_a_ratios_error_falls_with_the_samples() -> None:
     above, below = [9.0, 11.0] * 8, [10.0] * 16
     assert ratio_error(above, below) == pytest.approx(0.1 * (math.pi / 2) ** 0.5 / 4)

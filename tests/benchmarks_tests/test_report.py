@@ -7,9 +7,19 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import report as report_module
+from benchmarks.bench import Contender
 from benchmarks.report import noise_table, pivot, report, target_table
 from benchmarks.results import SectionResult, Series
-from benchmarks.targets import TARGETS, Target, auto_over_best, middle, ratio, worst_auto
+from benchmarks.sections.speculation import finalists
+from benchmarks.targets import (
+    TARGETS,
+    Target,
+    auto_error,
+    auto_over_best,
+    middle,
+    ratio,
+    worst_auto,
+)
 
 
 def series(system: str, samples: list[float], **case: str | int | float) -> Series:
@@ -96,6 +106,30 @@ def test_a_pivot_leaves_missing_cells_empty() -> None:
         "| 1 | 63 | 42 |",
         "| 2 | 90 |  |",
     ]
+
+
+def test_auto_is_held_against_modes_that_were_not_given_up() -> None:
+    """Clearly slower after two samples, and not there in the machine's slow spell that followed."""
+    result = SectionResult(
+        "speculation",
+        series=[
+            series("bitskip", samples, sequences=1, mode=mode)
+            for mode, samples in {
+                "plain": [8.0, 8.0],
+                "2": [10.0, 10.0, 5.0, 5.0],
+                "auto": [9.0, 9.0, 4.5, 4.5],
+            }.items()
+        ],
+    )
+    assert auto_over_best(result, sequences=1) == pytest.approx(0.9)
+    assert auto_error(result, sequences=1) == pytest.approx(0.0)
+
+
+def test_close_calls_are_measured_on() -> None:
+    medians = {"plain": 10.0, "1": 9.1, "2": 8.9, "auto": 5.0}
+    modes = [series("bitskip", [median], mode=mode) for mode, median in medians.items()]
+    contenders = [Contender("bitskip", "tok/s", None, None, own.case) for own in modes]  # pyright: ignore[reportArgumentType]
+    assert [each.case["mode"] for each in finalists(contenders, modes)] == ["plain", "1", "auto"]
 
 
 def test_noise_is_told() -> None:

@@ -21,7 +21,7 @@ TOKENS = {1: 64, 2: 40, 4: 28, 8: 20}
 TURNS = 3
 """Samples of each mode per repeat: short ones in quick turns, since the machine's pace changes."""
 FINALISTS = 0.9
-"""Modes at least so fast as the fastest are measured on, next to `auto`:"""
+"""Modes that reach this share of the fastest one's speed are measured on, next to `auto`:"""
 FURTHER_TURNS = {1: 24, 2: 12, 4: 6, 8: 3}
 """so often per repeat. The fewer sequences, the more the luck of a few drafts weighs."""
 LEARNING_TOKENS = 160
@@ -52,14 +52,14 @@ def run(bench: Bench, record: Recorder) -> None:
                 turns = TURNS * options.repeats
                 series = record.alternate(contenders, turns, warm_up=False)
                 record.alternate(
-                    _finalists(contenders, series),
+                    finalists(contenders, series),
                     FURTHER_TURNS[count] * options.repeats,
                     warm_up=False,
                     first=turns,
                 )
 
 
-def _finalists(contenders: Sequence[Contender], series: Sequence[Series]) -> list[Contender]:
+def finalists(contenders: Sequence[Contender], series: Sequence[Series]) -> list[Contender]:
     """Those that could be the fastest, and `auto`."""
     least = FINALISTS * max(own.median for own in series)
     return [
